@@ -1,0 +1,13 @@
+//! The few devices of a PC that a microVM still has.
+
+pub mod power;
+pub mod reset;
+pub mod serial;
+
+/// Whom the guest asks to switch the machine off or to reset it. Called on a vCPU's thread: must not block.
+pub trait PowerEvents: Send + Sync {
+    /// The guest has switched the machine off.
+    fn power_off(&self);
+    /// The guest has asked for a reset.
+    fn reset(&self);
+}

@@ -1,0 +1,11 @@
+//! The devices as a driver in a guest sees them: through registers, rings and interrupts only.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests may panic, and cut off on purpose")]
+
+mod block;
+mod console;
+mod fuzz;
+mod guest;
+mod hostile;
+mod legacy;
+mod mmio;
