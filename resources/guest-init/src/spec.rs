@@ -1,0 +1,224 @@
+//! The specification of a guest's work, and its encoding.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::wire::{Reader, Writer};
+
+/// The version of the encoding, its first byte. Host and guest come from one build, so only equality counts.
+const VERSION: u8 = 1;
+
+const FLAG_READ_ONLY: u8 = 1 << 0;
+const FLAG_STDIN: u8 = 1 << 1;
+const FLAG_TERMINAL: u8 = 1 << 2;
+
+const ROOT_INLINE: u8 = 0;
+const ROOT_LAYERED: u8 = 1;
+const ROOT_DISK: u8 = 2;
+
+/// Everything that PID 1 of the guest needs to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InitSpec {
+    /// File names below [`MODULES_DIR`](crate::MODULES_DIR), in loading order.
+    pub modules: Vec<String>,
+    /// Where the root file system is.
+    pub root: Root,
+    /// Whether `/` refuses writes.
+    pub read_only: bool,
+    /// The host name.
+    pub hostname: Vec<u8>,
+    /// Program and arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// `KEY=VALUE` beyond the defaults.
+    pub env: Vec<Vec<u8>>,
+    /// The working directory; made if it does not exist.
+    pub cwd: Vec<u8>,
+    /// `NAME|UID[:GROUP|GID]`; empty is root.
+    pub user: Vec<u8>,
+    /// Rows and columns of the workload's terminal, where it has one.
+    pub terminal: Option<(u16, u16)>,
+    /// Whether standard input is connected.
+    pub stdin: bool,
+    /// The most processes and threads that the workload may have; 0 is no limit.
+    pub pids: u32,
+}
+
+/// Where the guest finds the workload's root file system.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Root {
+    /// In the initramfs, below [`INLINE_ROOT`](crate::INLINE_ROOT).
+    #[default]
+    Inline,
+    /// A read-only file system on a block device, with a writable layer in memory over it.
+    Layered {
+        /// The device, such as `/dev/vda`.
+        device: Vec<u8>,
+        /// The file system's type, such as `erofs`.
+        fstype: Vec<u8>,
+    },
+    /// A file system on a block device, used as it is.
+    Disk {
+        /// The device, such as `/dev/vda`.
+        device: Vec<u8>,
+        /// The file system's type, such as `ext4`.
+        fstype: Vec<u8>,
+    },
+}
+
+/// Why bytes are not an encoded [`InitSpec`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecError {
+    /// The first byte is that of another version.
+    Version(u8),
+    /// The bytes end early, go on too long, or hold a value that means nothing.
+    Malformed,
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "specification of version {version}, not {VERSION}"),
+            Self::Malformed => f.write_str("malformed specification"),
+        }
+    }
+}
+
+impl core::error::Error for SpecError {}
+
+impl InitSpec {
+    /// The specification as bytes, for [`SPEC_PATH`](crate::SPEC_PATH).
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u8(VERSION);
+        let flag = |set, flag| if set { flag } else { 0 };
+        out.u8(flag(self.read_only, FLAG_READ_ONLY)
+            | flag(self.stdin, FLAG_STDIN)
+            | flag(self.terminal.is_some(), FLAG_TERMINAL));
+        let (rows, columns) = self.terminal.unwrap_or_default();
+        out.u16(rows);
+        out.u16(columns);
+        out.u32(self.pids);
+        match &self.root {
+            Root::Inline => out.u8(ROOT_INLINE),
+            Root::Layered { device, fstype } => {
+                out.u8(ROOT_LAYERED);
+                out.bytes(device);
+                out.bytes(fstype);
+            }
+            Root::Disk { device, fstype } => {
+                out.u8(ROOT_DISK);
+                out.bytes(device);
+                out.bytes(fstype);
+            }
+        }
+        out.list(&self.modules);
+        out.bytes(&self.hostname);
+        out.list(&self.argv);
+        out.list(&self.env);
+        out.bytes(&self.cwd);
+        out.bytes(&self.user);
+        out.0
+    }
+
+    /// The specification that [`encode`](Self::encode) made `bytes` of.
+    ///
+    /// # Errors
+    /// The bytes are of another version, or not a whole specification and nothing more.
+    pub fn decode(bytes: &[u8]) -> Result<Self, SpecError> {
+        match bytes.first() {
+            Some(&VERSION) => {}
+            Some(&other) => return Err(SpecError::Version(other)),
+            None => return Err(SpecError::Malformed),
+        }
+        let mut reader = Reader(&bytes[1..]);
+        Self::read(&mut reader).filter(|_| reader.0.is_empty()).ok_or(SpecError::Malformed)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let flags = reader.u8()?;
+        if flags & !(FLAG_READ_ONLY | FLAG_STDIN | FLAG_TERMINAL) != 0 {
+            return None;
+        }
+        let size = (reader.u16()?, reader.u16()?);
+        let pids = reader.u32()?;
+        let root = match reader.u8()? {
+            ROOT_INLINE => Root::Inline,
+            ROOT_LAYERED => Root::Layered { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
+            ROOT_DISK => Root::Disk { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
+            _ => return None,
+        };
+        let modules = reader.list()?.into_iter().map(String::from_utf8).collect::<Result<_, _>>().ok()?;
+        Some(Self {
+            modules,
+            root,
+            read_only: flags & FLAG_READ_ONLY != 0,
+            hostname: reader.bytes()?.to_vec(),
+            argv: reader.list()?,
+            env: reader.list()?,
+            cwd: reader.bytes()?.to_vec(),
+            user: reader.bytes()?.to_vec(),
+            terminal: (flags & FLAG_TERMINAL != 0).then_some(size),
+            stdin: flags & FLAG_STDIN != 0,
+            pids,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> InitSpec {
+        InitSpec {
+            modules: vec!["000-virtio.ko".into(), "001-virtio_mmio.ko".into()],
+            root: Root::Layered { device: b"/dev/vda".to_vec(), fstype: b"erofs".to_vec() },
+            read_only: true,
+            hostname: b"h".to_vec(),
+            argv: vec![b"sh".to_vec(), b"\xff\n".to_vec(), Vec::new()],
+            env: vec![b"A=B".to_vec()],
+            cwd: b"/w".to_vec(),
+            user: b"u:g".to_vec(),
+            terminal: Some((24, 80)),
+            stdin: true,
+            pids: 7,
+        }
+    }
+
+    #[test]
+    fn a_specification_survives_the_journey() {
+        let disk = Root::Disk { device: b"/dev/vda".to_vec(), fstype: b"ext4".to_vec() };
+        for spec in [InitSpec::default(), full(), InitSpec { root: disk, terminal: None, ..full() }] {
+            assert_eq!(InitSpec::decode(&spec.encode()), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_any_excess_is_refused() {
+        let bytes = full().encode();
+        for length in 0..bytes.len() {
+            assert_eq!(InitSpec::decode(&bytes[..length]), Err(SpecError::Malformed), "{length} bytes");
+        }
+        assert_eq!(InitSpec::decode(&[&bytes[..], b"x"].concat()), Err(SpecError::Malformed));
+    }
+
+    #[test]
+    fn other_versions_and_unknown_flags_are_refused() {
+        let mut bytes = full().encode();
+        bytes[1] |= 0x80;
+        assert_eq!(InitSpec::decode(&bytes), Err(SpecError::Malformed));
+        bytes[0] = 9;
+        assert_eq!(InitSpec::decode(&bytes), Err(SpecError::Version(9)));
+    }
+
+    #[test]
+    fn a_wrong_length_neither_panics_nor_allocates_what_it_claims() {
+        let bytes = full().encode();
+        for at in 0..bytes.len() {
+            let mut broken = bytes.clone();
+            broken[at] = 0xff;
+            let _ = InitSpec::decode(&broken);
+        }
+    }
+}
