@@ -1,0 +1,101 @@
+//! The image below a writable layer in memory.
+//!
+//! The child makes this overlay in its own user namespace, where overlayfs keeps its notes in `user.` attributes. Before
+//! Linux 6.6 tmpfs has none of those, and directories of the image could neither be removed nor replaced. There, a
+//! privileged parent makes the overlay instead, with `trusted.` attributes.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chmodat, chownat, mkdirat, statat};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, mount_change};
+use rustix::process::fchdir;
+use rustix::thread::UnshareFlags;
+
+use super::mounts::{attach_to, new_mount};
+use super::step::{At, Failure, Step};
+
+/// The first Linux whose tmpfs has `user.` attributes.
+const TMPFS_USER_ATTRIBUTES: (u32, u32) = (6, 6);
+
+/// Whose attributes the overlay uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notes {
+    /// `user.overlay.*`, as a user namespace must.
+    User,
+    /// `trusted.overlay.*`, for root of the host.
+    Trusted,
+}
+
+/// An overlay, and the tmpfs that it was made in, which is attached.
+pub(super) struct Layers {
+    /// Detached.
+    pub(super) overlay: OwnedFd,
+    /// Attached over `/proc` of the old root.
+    pub(super) scratch: OwnedFd,
+}
+
+/// Puts a tmpfs of `size` over `lower`, a detached mount. The tmpfs belongs to this mount namespace only, which must be
+/// private, and to the overlay. Allocates nothing.
+pub(super) fn make(lower: BorrowedFd<'_>, size: Option<&CStr>, notes: Notes) -> Result<Layers, Failure> {
+    let all = [(c"mode", c"755"), (c"size", size.unwrap_or(c""))];
+    let options = if size.is_some() { &all[..] } else { &all[..1] };
+    let scratch = new_mount(c"tmpfs", options, MountAttrFlags::empty()).at(Step::Scratch)?;
+    // Before Linux 6.15 overlayfs takes layers only from mounts that are attached. The host's /proc is not
+    // needed any more, and leaves with the old root. (On `/` it would lie over the old root after `pivot_root`.)
+    attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
+    for name in [c"lower", c"upper", c"work", c"root"] {
+        mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
+    }
+    attach_to(lower, scratch.as_fd(), c"lower").at(Step::Lower)?;
+    // `/` of the container has the image's own mode and owner, not those of a fresh directory.
+    let root = statat(lower, c"", AtFlags::EMPTY_PATH).at(Step::Lower)?;
+    let (user, group) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
+    // An owner that does not exist in this namespace cannot be given; it stays root then.
+    let _ = chownat(&scratch, c"upper", Some(user), Some(group), AtFlags::empty());
+    chmodat(&scratch, c"upper", Mode::from_raw_mode(root.st_mode & 0o7777), AtFlags::empty()).at(Step::Scratch)?;
+    fchdir(&scratch).at(Step::Overlay)?;
+    let all = [(c"lowerdir", c"lower"), (c"upperdir", c"upper"), (c"workdir", c"work"), (c"userxattr", c"")];
+    let options = if notes == Notes::User { &all[..] } else { &all[..3] };
+    // Device nodes of an image are never to be used; in a user namespace they cannot be.
+    let overlay = new_mount(c"overlay", options, MountAttrFlags::MOUNT_ATTR_NODEV).at(Step::Overlay)?;
+    Ok(Layers { overlay, scratch })
+}
+
+/// Whether the parent has to make the overlay, if it may.
+pub(super) fn needs_parent() -> bool {
+    rustix::system::uname().release().to_str().is_ok_and(|release| version(release) < TMPFS_USER_ATTRIBUTES)
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// In the parent: makes the overlay as root of the host, and returns it detached. Nothing else stays of it:
+/// it is made by a thread with a mount namespace of its own, which ends with the thread.
+pub(super) fn make_privileged(lower: BorrowedFd<'_>, size: Option<&CStr>) -> Result<OwnedFd, Failure> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: these two do not touch the file descriptors, which all threads share.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
+                .at(Step::PrivateMounts)?;
+            mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)?;
+            make(lower, size, Notes::Trusted).map(|layers| layers.overlay)
+        });
+        thread.join().unwrap_or(Err(Failure { step: Step::Overlay, errno: rustix::io::Errno::CANCELED, index: 0 }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_releases() {
+        assert_eq!(version("6.1.0-56-amd64"), (6, 1));
+        assert_eq!(version("6.18.44-fc"), (6, 18));
+        assert!(version("6.10-rc1") >= TMPFS_USER_ATTRIBUTES);
+        assert_eq!(version(""), (0, 0));
+    }
+}

@@ -1,0 +1,202 @@
+//! The devices of one machine: each gets its addresses and its interrupt line, and a place on a bus and in the event loop.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use amphi_devices::legacy::PowerEvents;
+use amphi_devices::legacy::power::{POWER_SIZE, PowerControl};
+use amphi_devices::legacy::reset::{KEYBOARD_CONTROLLER_PORT, KeyboardReset};
+use amphi_devices::legacy::serial::Serial;
+use amphi_devices::virtio::VirtioDevice;
+use amphi_devices::virtio::block::Block;
+use amphi_devices::virtio::console::{Console, Port};
+use amphi_devices::virtio::mmio::{self, MmioTransport};
+use amphi_devices::{Bus, BusDevice, Interrupt};
+use event_manager::MutEventSubscriber;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::error::VmError;
+use super::event_loop::{EventLoop, Subscriber};
+use super::vcpu::Buses;
+use super::x86_64::layout;
+
+/// The devices that a machine is to have.
+pub(super) struct Devices {
+    /// COM1.
+    pub(super) serial: SerialConsole,
+    /// The ports of a virtio-console; none means no such device.
+    pub(super) console_ports: Vec<Port>,
+    /// The disks, in the order in which the guest sees them.
+    pub(super) disks: Vec<Disk>,
+}
+
+/// Where COM1 leads.
+pub(super) struct SerialConsole {
+    /// What the guest reads.
+    pub(super) input: Option<OwnedFd>,
+    /// Where what the guest writes goes.
+    pub(super) output: Box<dyn Write + Send>,
+}
+
+/// A raw disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    /// The file or block device with the disk's contents.
+    pub(super) file: File,
+    /// Whether the guest may not write.
+    pub(super) read_only: bool,
+}
+
+impl Disk {
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, read_only: self.read_only })
+    }
+}
+
+/// The devices of a machine, attached to its VM.
+pub(super) struct DeviceSet {
+    buses: Arc<Buses>,
+    events: EventLoop,
+    virtio_count: u8,
+}
+
+impl DeviceSet {
+    /// Makes the devices and attaches them.
+    pub(super) fn attach(
+        vm: &Arc<VmFd>,
+        memory: &GuestMemoryMmap,
+        devices: Devices,
+        power: Arc<dyn PowerEvents>,
+    ) -> Result<Self, VmError> {
+        let mut builder =
+            Builder { vm, memory, ports: Bus::new(), mmio: Bus::new(), subscribers: Vec::new(), virtio_count: 0 };
+        builder.add_serial(devices.serial)?;
+        let registers = Arc::new(Mutex::new(PowerControl::new(Arc::clone(&power))));
+        builder.add_port(u64::from(layout::POWER_PORT), POWER_SIZE, registers)?;
+        builder.add_port(KEYBOARD_CONTROLLER_PORT, 1, Arc::new(Mutex::new(KeyboardReset::new(power))))?;
+        if !devices.console_ports.is_empty() {
+            let console = Console::new(devices.console_ports).map_err(VmError::host("make the virtio console"))?;
+            builder.add_virtio(console, Notify::Call)?;
+        }
+        for (index, disk) in devices.disks.into_iter().enumerate() {
+            let block = Block::new(disk.file, disk.read_only, &format!("amphi{index}"))
+                .map_err(VmError::host("open the disk"))?;
+            builder.add_virtio(block, Notify::EventFd)?;
+        }
+        Ok(Self {
+            buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
+            events: EventLoop::new(builder.subscribers)?,
+            virtio_count: builder.virtio_count,
+        })
+    }
+
+    /// The number of virtio-mmio devices.
+    pub(super) fn virtio_count(&self) -> u8 {
+        self.virtio_count
+    }
+
+    /// The buses that vCPUs' exits lead to.
+    pub(super) fn buses(&self) -> Arc<Buses> {
+        Arc::clone(&self.buses)
+    }
+
+    /// Starts the event loop. `on_failure` is called where it cannot go on.
+    pub(super) fn start(&self, on_failure: impl FnOnce(VmError) + Send + 'static) -> Result<(), VmError> {
+        self.events.start(on_failure)
+    }
+
+    /// Delivers what is still under way, and ends the event loop.
+    pub(super) fn stop(&self) {
+        self.events.stop();
+    }
+}
+
+/// How a device and its guest notify each other.
+#[derive(Clone, Copy, PartialEq)]
+enum Notify {
+    /// The vCPU leaves the guest and calls the transport; the device calls KVM. Nothing to set up or take down, which is
+    /// best where notifications are few: KVM waits for a grace period when it takes down an irqfd that was just used.
+    Call,
+    /// KVM turns what the guest writes into an eventfd, and what is written to another into an interrupt.
+    EventFd,
+}
+
+/// An edge-triggered interrupt line.
+struct Line {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl Interrupt for Line {
+    fn trigger(&self) -> io::Result<()> {
+        let set =
+            |level| self.vm.set_irq_line(self.gsi, level).map_err(|error| io::Error::from_raw_os_error(error.errno()));
+        set(true).and_then(|()| set(false))
+    }
+}
+
+struct Builder<'a> {
+    vm: &'a Arc<VmFd>,
+    memory: &'a GuestMemoryMmap,
+    ports: Bus,
+    mmio: Bus,
+    subscribers: Vec<Subscriber>,
+    virtio_count: u8,
+}
+
+impl Builder<'_> {
+    fn interrupt(&self, gsi: u32, notify: Notify) -> Result<Box<dyn Interrupt>, VmError> {
+        if notify == Notify::Call {
+            return Ok(Box::new(Line { vm: Arc::clone(self.vm), gsi }));
+        }
+        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an interrupt's eventfd"))?;
+        self.vm.register_irqfd(&line, gsi).map_err(VmError::kvm("attach an interrupt line"))?;
+        Ok(Box::new(line))
+    }
+
+    fn add_port(&mut self, port: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmError> {
+        self.ports.insert(port, len, device).map_err(|error| VmError::Failed(error.to_string()))
+    }
+
+    fn add_serial(&mut self, console: SerialConsole) -> Result<(), VmError> {
+        let line = self.interrupt(layout::SERIAL_GSI, Notify::Call)?;
+        let serial =
+            Serial::new(line, console.output, console.input).map_err(VmError::host("make the serial console"))?;
+        let serial = Arc::new(Mutex::new(serial));
+        self.add_port(u64::from(layout::SERIAL_PORT), 8, Arc::clone(&serial) as Arc<Mutex<dyn BusDevice>>)?;
+        self.subscribers.push(serial);
+        Ok(())
+    }
+
+    fn add_virtio<D>(&mut self, device: D, notify: Notify) -> Result<(), VmError>
+    where
+        D: VirtioDevice + MutEventSubscriber + 'static,
+    {
+        let index = self.virtio_count;
+        let gsi = layout::VIRTIO_GSI + u32::from(index);
+        if gsi > layout::LAST_GSI {
+            return Err(VmError::Unsupported("a microVM has at most 19 virtio devices".to_owned()));
+        }
+        let base = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_LEN;
+        let line = self.interrupt(gsi, notify)?;
+        let device = Arc::new(Mutex::new(device));
+        let transport = MmioTransport::new(self.memory.clone(), Box::new(Arc::clone(&device)), line)
+            .map_err(VmError::host("make a virtio transport"))?;
+        if notify == Notify::EventFd {
+            let address = IoEventAddress::Mmio(base + mmio::NOTIFY_OFFSET);
+            for (queue, event) in (0u32..).zip(transport.queue_events()) {
+                self.vm.register_ioevent(event, &address, queue).map_err(VmError::kvm("attach a queue's event"))?;
+            }
+        }
+        self.mmio
+            .insert(base, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))
+            .map_err(|error| VmError::Failed(error.to_string()))?;
+        self.subscribers.push(device);
+        self.virtio_count += 1;
+        Ok(())
+    }
+}

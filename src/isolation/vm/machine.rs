@@ -1,0 +1,311 @@
+//! A microVM from its parts to its end: the boot recipe, the threads, and how it stopped.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::thread::RawPthread;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use amphi_devices::legacy::PowerEvents;
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::event::{EventfdFlags, eventfd};
+use vm_memory::GuestMemoryMmap;
+
+use super::device_set::{DeviceSet, Devices};
+use super::error::VmError;
+use super::kernel_image::LoadedKernel;
+use super::load::{Initrd, load, table_error};
+use super::memory::GuestMemory;
+use super::plan::MAX_VCPUS;
+use super::vcpu;
+use super::x86_64::acpi::{self, Platform};
+use super::x86_64::boot_params::{self, BootInfo};
+use super::x86_64::regs::Entry;
+use super::x86_64::{cpuid, layout, mp_table, regs};
+use crate::host::kvm;
+use crate::isolation::timeline::Stamp;
+
+/// How a machine came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineExit {
+    /// The guest switched the power off through ACPI.
+    PowerOff,
+    /// The guest asked for a reset, through ACPI or the keyboard controller. A microVM does not start again.
+    Reset,
+    /// A vCPU hit a triple fault, which is also the last resort of a kernel that wants a reset.
+    TripleFault,
+    /// The host stopped the machine.
+    Stopped,
+}
+
+impl fmt::Display for MachineExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerOff => "it switched the power off",
+            Self::Reset => "it asked for a reset",
+            Self::TripleFault => "a vCPU hit a triple fault",
+            Self::Stopped => "it was stopped",
+        })
+    }
+}
+
+/// What a machine is made of.
+pub(super) struct MachineConfig<'a> {
+    /// The kernel's file.
+    pub(super) kernel: &'a Path,
+    /// The initrd.
+    pub(super) initrd: &'a dyn Initrd,
+    /// The kernel's command line.
+    pub(super) command_line: &'a str,
+    /// The number of vCPUs.
+    pub(super) vcpus: u8,
+    /// The guest's RAM in bytes, a multiple of the page size.
+    pub(super) memory: u64,
+    /// The devices.
+    pub(super) devices: Devices,
+}
+
+/// What the machine's threads share: whether it has ended, and how.
+pub(super) struct MachineState {
+    ended: AtomicBool,
+    outcome: Mutex<Outcome>,
+    changed: Condvar,
+    /// Readable once the machine has ended, for those who wait for other things as well.
+    event: OwnedFd,
+}
+
+#[derive(Default)]
+struct Outcome {
+    exit: Option<Result<MachineExit, Arc<VmError>>>,
+    vcpus: Vec<RawPthread>,
+}
+
+impl MachineState {
+    pub(super) fn new() -> Result<Self, VmError> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| VmError::host("make an eventfd")(error.into()))?;
+        Ok(Self { ended: AtomicBool::new(false), outcome: Mutex::default(), changed: Condvar::new(), event })
+    }
+
+    /// Whether vCPUs are to leave the guest for good.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Ends the machine. Only the first reason counts.
+    pub(super) fn finish(&self, exit: Result<MachineExit, VmError>) {
+        let mut outcome = self.lock();
+        if outcome.exit.is_none() {
+            outcome.exit = Some(exit.map_err(Arc::new));
+            self.ended.store(true, Ordering::Release);
+            for &thread in &outcome.vcpus {
+                vcpu::kick(thread);
+            }
+            self.changed.notify_all();
+            // Cannot fail: the counter goes from 0 to 1 once.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PowerEvents for MachineState {
+    fn power_off(&self) {
+        self.finish(Ok(MachineExit::PowerOff));
+    }
+
+    fn reset(&self) {
+        self.finish(Ok(MachineExit::Reset));
+    }
+}
+
+/// Readable as soon as its machine has ended.
+pub(super) struct EndedEvent(Arc<MachineState>);
+
+impl EndedEvent {
+    /// Whether the machine has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.has_ended()
+    }
+}
+
+impl AsFd for EndedEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.event.as_fd()
+    }
+}
+
+/// A machine whose threads run, or are about to.
+pub(super) struct Machine {
+    state: Arc<MachineState>,
+    devices: DeviceSet,
+    vcpus: Mutex<Vec<VcpuFd>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    first_instruction: Arc<Stamp>,
+    // Dropped last: the VM's slots point into the memory until the VM is closed.
+    _vm: Arc<VmFd>,
+    _memory: GuestMemory,
+}
+
+impl Machine {
+    /// Makes the VM, loads everything into its memory, and attaches its devices. Nothing runs yet.
+    pub(super) fn build(config: MachineConfig<'_>, first_instruction: Arc<Stamp>) -> Result<Self, VmError> {
+        let kvm = open_kvm()?;
+        let most = kvm.get_max_vcpus().min(MAX_VCPUS.into());
+        if config.vcpus == 0 || usize::from(config.vcpus) > most {
+            let problem = format!("--cpus {}: this host's KVM gives a microVM 1 to {most} vCPUs", config.vcpus);
+            return Err(VmError::Unsupported(problem));
+        }
+        let guest_memory = GuestMemory::map(config.memory)?;
+        let memory = guest_memory.handle();
+        // A new VM makes KVM wait for grace periods of the host's kernel, and in that time memory is filled. The VM is made
+        // on this thread, so that its waits begin at once, whether or not there is a second processor.
+        let (vm, loaded) = thread::scope(|scope| {
+            let loader = thread::Builder::new()
+                .name("loader".to_owned())
+                .spawn_scoped(scope, || load(memory, config.kernel, config.initrd, config.command_line))
+                .map_err(VmError::host("start a thread"))?;
+            let vm = create_vm(&kvm);
+            Ok::<_, VmError>((vm, loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+        })?;
+        let (vm, (kernel, initrd)) = (vm?, loaded?);
+        guest_memory.register(&vm)?;
+        let vm = Arc::new(vm);
+        let state = Arc::new(MachineState::new()?);
+        let devices = DeviceSet::attach(&vm, memory, config.devices, Arc::clone(&state) as Arc<dyn PowerEvents>)?;
+        let platform = Platform { vcpus: config.vcpus, virtio_devices: devices.virtio_count() };
+        let rsdp = acpi::write_tables(memory, platform).map_err(table_error)?;
+        mp_table::write(memory, config.vcpus).map_err(table_error)?;
+        write_boot_information(memory, &kernel, &BootInfo { ram: config.memory, initrd, rsdp })?;
+        let cpuid = cpuid::supported(&kvm).map_err(VmError::kvm("tell the supported CPU features"))?;
+        let vcpus = create_vcpus(&vm, config.vcpus, cpuid, kernel.entry)?;
+        Ok(Self {
+            state,
+            devices,
+            vcpus: Mutex::new(vcpus),
+            threads: Mutex::default(),
+            first_instruction,
+            _vm: vm,
+            _memory: guest_memory,
+        })
+    }
+
+    /// Starts the threads. The boot processor starts last, when all others wait for its call.
+    pub(super) fn start(&self) -> Result<(), VmError> {
+        let state = Arc::clone(&self.state);
+        self.devices.start(move |error| state.finish(Err(error)))?;
+        let vcpus = std::mem::take(&mut *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
+        for (index, vcpu) in (0..count).zip(vcpus).rev() {
+            // Held while the thread starts, so that whoever ends the machine knows all threads to kick.
+            let mut outcome = self.state.lock();
+            let (thread, id) = vcpu::spawn(
+                index,
+                vcpu,
+                self.devices.buses(),
+                Arc::clone(&self.state),
+                Arc::clone(&self.first_instruction),
+            )?;
+            outcome.vcpus.push(id);
+            threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// An event that tells of the machine's end.
+    pub(super) fn ended_event(&self) -> EndedEvent {
+        EndedEvent(Arc::clone(&self.state))
+    }
+
+    /// Ends the machine from outside, whatever the guest does.
+    pub(super) fn stop(&self) {
+        self.state.finish(Ok(MachineExit::Stopped));
+    }
+
+    /// Waits until the machine has ended and its vCPUs are out of the guest, and tells how it ended.
+    pub(super) fn wait(&self) -> Result<MachineExit, Arc<VmError>> {
+        let mut outcome = self.state.lock();
+        while outcome.exit.is_none() {
+            outcome = self.state.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(outcome);
+        self.join();
+        let exit = self.state.lock().exit.clone().unwrap_or(Ok(MachineExit::Stopped));
+        // This is how ordinary kernels end on a host whose KVM emulates ring 0.
+        if let Err(error) = &exit
+            && matches!(**error, VmError::KvmInternal { .. })
+            && let Some(status) = kvm::no_kernel_runs()
+        {
+            let explained = Err(Arc::new(VmError::NoKvm(status)));
+            self.state.lock().exit = Some(explained.clone());
+            return explained;
+        }
+        exit
+    }
+
+    fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A vCPU's thread has nothing to report but its panic, and that is on standard error already.
+            let _ = thread.join();
+        }
+        self.state.lock().vcpus.clear();
+        self.devices.stop();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        self.join();
+    }
+}
+
+pub(super) fn open_kvm() -> Result<Kvm, VmError> {
+    kvm::check().map_err(VmError::NoKvm)
+}
+
+/// A VM with in-kernel interrupt controllers, and no interval timer: making and unmaking one costs more than all the rest.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            Ok(vm) => break vm,
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(VmError::kvm("create a VM")(error)),
+        }
+    };
+    vm.set_tss_address(layout::KVM_TSS).map_err(VmError::kvm("place its task state segment"))?;
+    vm.create_irq_chip().map_err(VmError::kvm("create interrupt controllers"))?;
+    Ok(vm)
+}
+
+fn create_vcpus(vm: &VmFd, count: u8, mut cpuid: CpuId, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
+    (0..count)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(u64::from(id)).map_err(VmError::kvm("create a vCPU"))?;
+            cpuid::set_topology(&mut cpuid, id, count);
+            vcpu.set_cpuid2(&cpuid).map_err(VmError::kvm("set a vCPU's features"))?;
+            regs::set_firmware_msrs(&vcpu).map_err(VmError::kvm("set a vCPU's registers"))?;
+            if id == 0 {
+                regs::set_entry(&vcpu, entry).map_err(VmError::kvm("set the boot processor's registers"))?;
+            }
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+fn write_boot_information(memory: &GuestMemoryMmap, kernel: &LoadedKernel, info: &BootInfo) -> Result<(), VmError> {
+    match kernel.entry {
+        Entry::Linux64(_) => boot_params::write_zero_page(memory, info, kernel.setup_header),
+        Entry::Pvh(_) => boot_params::write_pvh_start_info(memory, info),
+    }
+    .and_then(|()| regs::write_tables(memory, kernel.entry))
+    .map_err(table_error)
+}

@@ -1,0 +1,114 @@
+//! From a run specification to what a machine needs, before anything is made: kernel, initramfs, disks, command line.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use amphi_guest_init::InitSpec;
+
+use super::device_set::Disk;
+use super::error::VmError;
+use crate::image::GuestRoot;
+use crate::image::initramfs::Initramfs;
+use crate::kernel::Kernel;
+use crate::spec::{MemorySize, RunSpec};
+
+/// The vCPUs of a run that names no number.
+const DEFAULT_VCPUS: u32 = 1;
+/// The guest RAM of a run that names no size.
+const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
+/// The first virtio disk, as the guest names it.
+const ROOT_DEVICE: &str = "/dev/vda";
+/// APIC IDs have eight bits in the MADT's plain entries, and the last one is the broadcast.
+pub(super) const MAX_VCPUS: u8 = 254;
+const PAGE_MASK: u64 = 0xfff;
+
+/// What every guest's kernel is told. Each argument's reason:
+/// - `quiet`: printing is slow and nobody reads it; `loglevel=1` keeps what a panic says.
+/// - `panic=-1 reboot=t`: a panic ends the machine at once, by a triple fault, which needs no device.
+/// - `random.trust_cpu=on`: the pool is ready before PID 1 asks.
+/// - `cryptomgr.notests no_timer_check tsc=reliable rcupdate.rcu_expedited=1`: no self-tests, no waits.
+/// - `noreplace-smp`: with one processor the kernel would take the LOCK prefix out of some 8,000 of its instructions,
+///   each through a mapping of its own, and that takes longer than all the rest of a small kernel's boot.
+/// - `pci=off i8042.noaux 8250.nr_uarts=0`: no probing for what is not there, or not used.
+/// - `earlycon=... keep_bootcon`: no console is set up, but what a panic says still reaches COM1, and the user.
+const COMMAND_LINE: &str = "quiet loglevel=1 panic=-1 reboot=t rdinit=/init random.trust_cpu=on cryptomgr.notests \
+    no_timer_check tsc=reliable rcupdate.rcu_expedited=1 noreplace-smp pci=off 8250.nr_uarts=0 \
+    earlycon=uart8250,io,0x3f8 keep_bootcon";
+
+/// What a machine for one workload needs.
+pub(super) struct Plan {
+    pub(super) kernel: PathBuf,
+    pub(super) initramfs: Initramfs,
+    pub(super) command_line: String,
+    pub(super) vcpus: u8,
+    pub(super) memory: u64,
+    pub(super) disk: Option<Disk>,
+    pub(super) stdin: bool,
+}
+
+impl Plan {
+    pub(super) fn new(spec: &RunSpec) -> Result<Self, VmError> {
+        let vcpus = vcpus(spec)?;
+        let memory = spec.resources.memory.unwrap_or(DEFAULT_MEMORY).bytes() & !PAGE_MASK;
+        let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
+        let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
+        let mut wanted = vec!["virtio_mmio", "virtio_console"];
+        if root.inline().is_none() {
+            wanted.push("virtio_blk");
+        }
+        wanted.extend(root.modules());
+        let modules = kernel.modules_for(&wanted)?;
+        let init = init_spec(spec, &root);
+        let initramfs = Initramfs::new(&init, &modules, root.inline()).map_err(|e| VmError::Root(Box::new(e)))?;
+        let mut command_line = COMMAND_LINE.to_owned();
+        for argument in &spec.vm.kernel_args {
+            command_line.push(' ');
+            command_line.push_str(argument);
+        }
+        let disk = match root {
+            GuestRoot::Inline(_) => None,
+            GuestRoot::Block { file, .. } => Some(Disk { file, read_only: true }),
+            GuestRoot::Disk { file, .. } => Some(Disk { file, read_only: spec.read_only }),
+        };
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, stdin: spec.process.stdin })
+    }
+}
+
+fn vcpus(spec: &RunSpec) -> Result<u8, VmError> {
+    let count = match spec.resources.cpus {
+        None => DEFAULT_VCPUS,
+        Some(limit) => limit.as_whole().ok_or_else(|| {
+            VmError::Unsupported(format!(
+                "--cpus {limit}: a microVM has whole vCPUs; use a whole number, or --isolation container"
+            ))
+        })?,
+    };
+    u8::try_from(count)
+        .ok()
+        .filter(|&count| count <= MAX_VCPUS)
+        .ok_or_else(|| VmError::Unsupported(format!("--cpus {count}: a microVM has at most {MAX_VCPUS} vCPUs")))
+}
+
+fn init_spec(spec: &RunSpec, root: &GuestRoot) -> InitSpec {
+    let bytes = |text: &OsStr| text.as_bytes().to_vec();
+    let env = spec.process.env.iter().map(|(key, value)| {
+        let mut pair = bytes(key);
+        pair.push(b'=');
+        pair.extend_from_slice(value.as_bytes());
+        pair
+    });
+    InitSpec {
+        modules: Vec::new(),
+        root: root.in_guest(ROOT_DEVICE),
+        read_only: spec.read_only,
+        hostname: spec.hostname.clone().into_bytes(),
+        argv: spec.process.argv.iter().map(|argument| bytes(argument)).collect(),
+        env: env.collect(),
+        cwd: spec.process.cwd.clone().into_os_string().into_vec(),
+        user: spec.process.user.clone().unwrap_or_default().into_bytes(),
+        terminal: spec.process.terminal.map(|size| (size.rows, size.columns)),
+        stdin: spec.process.stdin,
+        pids: spec.resources.pids.unwrap_or(0),
+    }
+}

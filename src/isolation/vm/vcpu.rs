@@ -1,0 +1,147 @@
+//! The thread that runs one vCPU.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::thread::{JoinHandleExt, RawPthread};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use amphi_devices::Bus;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::error::VmError;
+use super::machine::{MachineExit, MachineState};
+use super::signals;
+use crate::isolation::timeline::Stamp;
+
+/// `KVM_SET_SIGNAL_MASK`, which kvm-ioctls does not offer: `_IOW(0xae, 0x8b, struct kvm_signal_mask)`.
+const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
+
+/// The address spaces that a vCPU's exits lead to.
+pub(super) struct Buses {
+    /// I/O ports.
+    pub(super) ports: Bus,
+    /// Physical addresses.
+    pub(super) memory: Bus,
+}
+
+/// The signal that takes a vCPU out of the guest. It is blocked in the vCPU's thread and let through only inside
+/// `KVM_RUN`, so that no handler is needed and a process that embeds amphi keeps all its signals as they are.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// Takes the thread's vCPU out of the guest; where it is not inside, it does not get in again.
+pub(super) fn kick(thread: RawPthread) {
+    // SAFETY: the caller keeps the thread's handle unjoined, so that the id is valid.
+    unsafe { libc::pthread_kill(thread, kick_signal()) };
+}
+
+/// Starts the thread of vCPU `index`, which runs until the machine's state says that it has ended.
+///
+/// However the thread ends, the machine has ended then: one that waits for a vCPU which is gone would wait for ever.
+pub(super) fn spawn(
+    index: u8,
+    mut vcpu: VcpuFd,
+    buses: Arc<Buses>,
+    state: Arc<MachineState>,
+    first_instruction: Arc<Stamp>,
+) -> Result<(JoinHandle<()>, RawPthread), VmError> {
+    let body = move || {
+        let _ended = EndOnUnwind(&state);
+        if let Err(error) = let_kick_through(&vcpu) {
+            state.finish(Err(error));
+            return;
+        }
+        first_instruction.mark();
+        run(&mut vcpu, &buses, &state);
+    };
+    // Whoever ends the machine may kick the thread as soon as it exists.
+    let thread =
+        signals::blocked(|| thread::Builder::new().name(format!("vcpu{index}")).stack_size(128 << 10).spawn(body))
+            .map_err(VmError::host("start a vCPU's thread"))?;
+    let id = thread.as_pthread_t();
+    Ok((thread, id))
+}
+
+/// Ends the machine where a vCPU's thread panics. In other cases it has ended before.
+struct EndOnUnwind<'a>(&'a MachineState);
+
+impl Drop for EndOnUnwind<'_> {
+    fn drop(&mut self) {
+        self.0.finish(Err(VmError::Failed("a vCPU's thread panicked".to_owned())));
+    }
+}
+
+/// Lets the kick through inside `KVM_RUN`; all signals are blocked otherwise.
+fn let_kick_through(vcpu: &VcpuFd) -> Result<(), VmError> {
+    #[repr(C)]
+    struct SignalMask {
+        len: u32,
+        set: [u8; 8],
+    }
+    let bit = u32::try_from(kick_signal() - 1).unwrap_or(0);
+    let mask = SignalMask { len: 8, set: (!(1u64 << bit)).to_le_bytes() };
+    // SAFETY: the argument is a `struct kvm_signal_mask` with a set of the eight bytes that it announces.
+    if unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK, &raw const mask) } < 0 {
+        return Err(VmError::Kvm { attempt: "set a vCPU's signal mask", source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
+
+fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
+    while !state.has_ended() {
+        let exit = match vcpu.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                buses.ports.write(u64::from(port), data);
+                continue;
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                buses.ports.read(u64::from(port), data);
+                continue;
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                buses.memory.write(address, data);
+                continue;
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                buses.memory.read(address, data);
+                continue;
+            }
+            Ok(VcpuExit::Shutdown) => Ok(MachineExit::TripleFault),
+            Ok(VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Ok(MachineExit::PowerOff),
+            Ok(VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_RESET, _)) => Ok(MachineExit::Reset),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                Err(VmError::Failed(format!("the processor refused the guest's state (hardware reason {reason:#x})")))
+            }
+            Ok(VcpuExit::InternalError) => Err(internal_error(vcpu)),
+            Ok(exit) => Err(VmError::Failed(format!("unexpected exit of a vCPU: {exit:?}"))),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error) => Err(VmError::kvm("run a vCPU")(error)),
+        };
+        state.finish(exit);
+    }
+}
+
+/// Says what KVM could not emulate.
+fn internal_error(vcpu: &mut VcpuFd) -> VmError {
+    // SAFETY: after `KVM_EXIT_INTERNAL_ERROR` the union's `internal` member is the valid one.
+    let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+    VmError::KvmInternal { suberror, rip }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_the_machine() {
+        let state = MachineState::new().unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ended = EndOnUnwind(&state);
+            panic!("as the test wants it");
+        }));
+        assert!(panicked.is_err() && state.has_ended());
+    }
+}

@@ -1,0 +1,8 @@
+//! Everything of a microVM that is particular to x86-64.
+
+pub(super) mod acpi;
+pub(super) mod boot_params;
+pub(super) mod cpuid;
+pub(super) mod layout;
+pub(super) mod mp_table;
+pub(super) mod regs;

@@ -1,0 +1,78 @@
+//! What to run and within which limits: validated, immutable, the same for both isolations.
+
+mod builder;
+mod resources;
+mod short_id;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub use builder::{RunSpecBuilder, SpecError};
+pub(crate) use builder::{check_kernel_argument, check_memory, host_memory};
+pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
+pub(crate) use short_id::short_id;
+
+use crate::image::Rootfs;
+
+/// Everything an isolation needs to run one workload.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// The tree, disk or built-in image that becomes the workload's `/`.
+    pub rootfs: Rootfs,
+    /// The process to run in it.
+    pub process: Process,
+    /// The host name inside; twelve random hexadecimal digits where the caller names none.
+    pub hostname: String,
+    /// Whether `/` refuses writes.
+    pub read_only: bool,
+    /// The workload's limits.
+    pub resources: Resources,
+    /// Settings that only a microVM has.
+    pub vm: VmOptions,
+}
+
+/// The workload's process.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Program and arguments; never empty. A program without a slash is looked up in `PATH`.
+    pub argv: Vec<OsString>,
+    /// Environment beyond the defaults (`PATH`, `HOME`, `HOSTNAME`, `TERM` with a terminal).
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory; made if it does not exist.
+    pub cwd: PathBuf,
+    /// `NAME|UID[:GROUP|GID]`, looked up in the root file system's own `/etc/passwd` and `/etc/group`; `None` is root.
+    pub user: Option<String>,
+    /// Whether the process gets a pseudo-terminal; standard error then comes out of standard output.
+    pub terminal: Option<WindowSize>,
+    /// Whether standard input is connected; otherwise the process reads end-of-file.
+    pub stdin: bool,
+}
+
+/// The size of a terminal, in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// The workload's limits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Resources {
+    /// vCPUs of a microVM, or the CPU bandwidth of a container's cgroup. `None`: one vCPU, or no limit.
+    pub cpus: Option<CpuLimit>,
+    /// Guest RAM of a microVM, or the memory limit of a container's cgroup. `None`: 256 MiB, or no limit.
+    pub memory: Option<MemorySize>,
+    /// The most processes and threads that the workload may have.
+    pub pids: Option<u32>,
+}
+
+/// Settings that only a microVM has. A container run refuses all of them.
+#[derive(Debug, Clone, Default)]
+pub struct VmOptions {
+    /// A kernel file, or the name of an installed kernel; `None` takes the best one installed.
+    pub kernel: Option<PathBuf>,
+    /// Arguments added at the end of the kernel's command line.
+    pub kernel_args: Vec<String>,
+}
