@@ -1,0 +1,122 @@
+//! The command line: one module a subcommand.
+
+mod compare;
+mod doctor;
+mod kernel;
+mod output;
+mod run;
+
+pub(crate) use kernel::KernelCommandError;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use amphi::host::{Dirs, set_dirs};
+use amphi::isolation::Instant;
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::CliError;
+
+/// Run one image as a microVM on KVM or as a Linux container, and measure both side by side.
+#[derive(Debug, Parser)]
+#[command(name = "amphi", version, max_term_width = 100, arg_required_else_help = true, subcommand_required = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options before the command.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Keep kernels, images and what is made from them in DIR
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Keep what lives only as long as an instance in DIR
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Say more on standard error; twice for debugging, three times for everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in an image
+    Run(Box<run::RunArgs>),
+    /// Measure both isolations side by side
+    Compare(Box<compare::CompareArgs>),
+    /// List, install, build and inspect guest kernels
+    Kernel(kernel::KernelArgs),
+    /// Say what this host can do, and how to mend what it cannot
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Reads the command line; has no effects.
+///
+/// # Errors
+/// It is malformed, or asks for help or the version.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
+    Ok(Cli::try_parse_from(args)?)
+}
+
+/// Carries out the command and returns the exit status.
+///
+/// # Errors
+/// The command failed.
+pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
+    crate::logger::install(cli.global.verbose);
+    // The only call in this process, so nothing is chosen yet.
+    let _ = set_dirs(Dirs { data: cli.global.root.clone(), state: cli.global.state.clone() });
+    match cli.command {
+        Command::Run(args) => run::run(*args, start),
+        Command::Compare(args) => compare::run(*args, &cli.global),
+        Command::Kernel(args) => Ok(kernel::run(args).map(|()| 0)?),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+impl GlobalArgs {
+    /// The same options for a child process.
+    fn to_args(&self) -> Vec<OsString> {
+        let mut args = Vec::new();
+        for (option, path) in [("--root", &self.root), ("--state", &self.state)] {
+            if let Some(path) = path {
+                args.extend([option.into(), path.clone().into_os_string()]);
+            }
+        }
+        args
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_reach_children() {
+        let cli = parse(["amphi", "--root", "/r", "-vv", "doctor"].map(OsString::from)).unwrap();
+        assert_eq!(cli.global.to_args(), ["--root", "/r"]);
+        assert_eq!(cli.global.verbose, 2);
+    }
+
+    #[test]
+    fn malformed_lines_and_help_are_told_apart() {
+        for (line, on_stderr) in
+            [(vec!["amphi", "run", "--bogus"], true), (vec!["amphi", "run", "--help"], false), (vec!["amphi"], true)]
+        {
+            match parse(line.iter().map(OsString::from)) {
+                Err(CliError::Usage(error)) => assert_eq!(error.use_stderr(), on_stderr, "{line:?}"),
+                other => panic!("{line:?} gave {other:?}"),
+            }
+        }
+    }
+}

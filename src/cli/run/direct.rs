@@ -1,0 +1,46 @@
+//! `amphi run --kernel K [--initrd I]`: boots a machine of the user's own making, its console on the standard streams.
+
+use amphi::isolation::Instant;
+use amphi::isolation::vm::DirectBoot;
+use amphi::spec::MemorySize;
+
+use super::args::RunArgs;
+use super::report::TimelineFd;
+use super::signals::Forwarder;
+use super::{footprint, stdio, terminal};
+use crate::error::CliError;
+
+/// A direct boot's RAM where the user names no size.
+const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
+
+/// Boots, and returns the exit status: 0 however the guest chose to end.
+pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instant) -> Result<u8, CliError> {
+    let Some(kernel) = args.kernel.clone() else {
+        return Err(CliError::Option { option: "--kernel", problem: "a boot without IMAGE needs a kernel".to_owned() });
+    };
+    let vcpus = match args.cpus.map(|limit| limit.as_whole().and_then(|whole| u8::try_from(whole).ok())) {
+        None => 1,
+        Some(Some(whole)) => whole,
+        Some(None) => {
+            let problem = "a microVM has whole vCPUs, at most 254".to_owned();
+            return Err(CliError::Option { option: "--cpus", problem });
+        }
+    };
+    let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
+    let boot = DirectBoot { kernel, initrd: args.initrd.clone(), arguments: args.kernel_arg.clone(), vcpus, memory };
+    // Held so that signals end the machine with the terminal restored.
+    let _forwarder = Forwarder::start()?;
+    let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
+    let streams = stdio()?;
+    let ended = boot.start(streams.stdin, streams.stdout).and_then(|machine| {
+        footprint::shed();
+        machine.wait()
+    });
+    drop(raw_mode);
+    let (exit, timeline) = ended?;
+    log::info!("the guest ended: {exit}");
+    if let Some(fd) = timeline_fd {
+        fd.write(start, timeline)?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,121 @@
+//! `amphi run`.
+
+mod args;
+mod direct;
+mod environment;
+mod footprint;
+mod report;
+mod signals;
+mod terminal;
+
+pub(crate) use args::RunArgs;
+
+use std::sync::Arc;
+
+use amphi::image::{Image, Rootfs};
+use amphi::isolation::{Instant, Sandbox, Stdio};
+use amphi::{IsolationKind, RunSpec, host, isolation};
+
+use self::args::IsolationChoice;
+use self::report::TimelineFd;
+use self::signals::Forwarder;
+use crate::error::CliError;
+
+/// Runs a workload to its end and returns its exit status.
+///
+/// # Errors
+/// amphi failed, or the command could not be executed.
+pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
+    args.check()?;
+    let timeline_fd = args.timeline_fd.map(TimelineFd::open).transpose()?;
+    let Some(reference) = args.image()? else { return direct::run(&args, timeline_fd, start) };
+    let image = Image::open(reference)?;
+    let kind = choose(&args, &image)?;
+    let spec = resolve(&args, &image)?;
+
+    let isolation = isolation(kind);
+    isolation.probe()?;
+    // The signals must be blocked before the isolation starts threads of its own.
+    let forwarder = Forwarder::start()?;
+    let sandbox: Arc<dyn Sandbox> = Arc::from(isolation.create(&spec, stdio()?)?);
+    let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
+    forwarder.attach(&sandbox);
+    let status = sandbox.start().and_then(|()| {
+        footprint::shed();
+        sandbox.wait()
+    });
+    let mut timeline = sandbox.timeline();
+    forwarder.detach();
+    drop(raw_mode);
+    drop(sandbox);
+
+    let code = forwarder.interrupted_by().map_or_else(|| status.map(|s| s.shell_code()), |by| Ok(by.shell_code()))?;
+    timeline.cleaned = Some(Instant::now());
+    if let Some(fd) = timeline_fd {
+        fd.write(start, timeline)?;
+    }
+    Ok(code)
+}
+
+/// The isolation to use: for `auto` found out by trying.
+fn choose(args: &RunArgs, image: &Image) -> Result<IsolationKind, CliError> {
+    match args.isolation {
+        IsolationChoice::Vm => Ok(IsolationKind::Vm),
+        IsolationChoice::Container => Ok(IsolationKind::Container),
+        // What only a VM can do leaves no choice; if KVM is no use, the VM half says why.
+        IsolationChoice::Auto if args.vm_only_option().is_some() || matches!(image.rootfs, Rootfs::Disk(_)) => {
+            Ok(IsolationKind::Vm)
+        }
+        IsolationChoice::Auto => {
+            let status = host::kvm::probe();
+            if status.is_usable() {
+                return Ok(IsolationKind::Vm);
+            }
+            eprintln!("amphi: notice: no VM can run here ({status}), so this runs as a container");
+            Ok(IsolationKind::Container)
+        }
+    }
+}
+
+fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
+    let mut builder = RunSpec::builder(image).stdin(args.interactive).read_only(args.read_only);
+    let command = args.command();
+    if !command.is_empty() {
+        builder = builder.args(command.iter().cloned());
+    }
+    for (name, value) in environment::collect(&args.env_file, &args.env)? {
+        builder = builder.env(name, value);
+    }
+    if args.tty {
+        builder = builder.terminal(terminal::size());
+    }
+    if let Some(cwd) = &args.workdir {
+        builder = builder.cwd(cwd);
+    }
+    if let Some(user) = &args.user {
+        builder = builder.user(user);
+    }
+    if let Some(name) = args.hostname.as_ref().or(args.name.as_ref()) {
+        builder = builder.hostname(name);
+    }
+    if let Some(cpus) = args.cpus {
+        builder = builder.cpus(cpus);
+    }
+    if let Some(memory) = args.memory {
+        builder = builder.memory(memory);
+    }
+    if let Some(pids) = args.pids {
+        builder = builder.pids(pids);
+    }
+    if let Some(kernel) = &args.kernel {
+        builder = builder.kernel(kernel);
+    }
+    for argument in &args.kernel_arg {
+        builder = builder.kernel_arg(argument);
+    }
+    Ok(builder.build()?)
+}
+
+fn stdio() -> Result<Stdio, CliError> {
+    Stdio::inherit().map_err(|source| CliError::Process { action: "use the standard streams", source })
+}
