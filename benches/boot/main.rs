@@ -1,0 +1,67 @@
+//! What a boot costs, side by side: amphi, other VMMs with the same inputs, containers.
+//!
+//! Where KVM runs no kernels, this program starts the lab once with instruction counting and runs itself again inside; the
+//! figures are instructions then, else times. docs/benchmarks.md says how to read them.
+//!
+//! `FIRECRACKER=PATH` names a Firecracker to compare with; QEMU, crun and runc are taken from PATH. `RUNS=N`: runs of each.
+
+// What fails here has no other reader than the one who started it.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod guest;
+mod memory;
+mod report;
+mod subject;
+mod world;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use report::Table;
+use subject::{Measured, Subject};
+
+/// Runs of each subject that count, where the environment does not say; one more comes before them.
+const RUNS: usize = 5;
+
+fn main() -> ExitCode {
+    // `cargo test --benches` only wants to know that it starts.
+    if std::env::args().any(|argument| argument == "--test") {
+        return ExitCode::SUCCESS;
+    }
+    if world::must_move() {
+        return world::run_in_lab();
+    }
+    let directory = tempfile::Builder::new().prefix("amphi-bench-").tempdir_in("/dev/shm").unwrap();
+    let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS).max(1);
+    match measure(directory.path(), runs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(directory: &Path, runs: usize) -> Result<(), String> {
+    let subjects = subject::all(directory)?;
+    let mut measured: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::new()).collect();
+    for round in 0..=runs {
+        world::progress(&format!(
+            "start-up: round {round} of {runs}{}",
+            if round == 0 { " (not counted)" } else { "" }
+        ));
+        for (subject, measured) in subjects.iter().zip(&mut measured) {
+            let run = subject.measure()?;
+            if round > 0 {
+                measured.push(run);
+            }
+        }
+    }
+    let table = Table::new(&subjects, &measured);
+    println!("{}", world::heading(runs));
+    print!("{table}");
+    world::progress("memory");
+    let footprints: Vec<_> = subjects.iter().filter_map(Subject::footprint).collect();
+    print!("{}", report::memory(&footprints.into_iter().collect::<Result<Vec<_>, _>>()?));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Where the bench runs: here, where KVM runs kernels, else in the lab, with instruction counting.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+/// Set in the lab, so that the program knows that it is there.
+const IN_LAB: &str = "AMPHI_BENCH_IN_LAB";
+/// For everything in the lab. A counted machine stops for good now and then; then there is one more try.
+const LAB_SECONDS: &str = "420";
+/// What `lab` says when that time is over.
+const TIME_IS_OVER: i32 = 124;
+
+pub(crate) fn in_lab() -> bool {
+    std::env::var_os(IN_LAB).is_some()
+}
+
+/// Whether this is not the place to measure at.
+pub(crate) fn must_move() -> bool {
+    !in_lab() && !amphi::host::kvm::probe().is_usable()
+}
+
+pub(crate) fn progress(message: &str) {
+    eprintln!("bench: {message}");
+}
+
+/// What the figures are.
+pub(crate) fn heading(runs: usize) -> String {
+    let unit = if in_lab() {
+        "million instructions, counted in the lab (1 instruction is 1 ns of its clock)"
+    } else {
+        "milliseconds"
+    };
+    format!(
+        "\n{runs} runs of each, interleaved, after one that does not count; whole process, from start to exit.\nAll figures but ratios: {unit}; minimum / median.\n"
+    )
+}
+
+/// Runs this program again in the lab.
+pub(crate) fn run_in_lab() -> ExitCode {
+    progress("KVM runs no kernels here: measuring in the lab, in counted instructions");
+    for attempt in 1..=2 {
+        match lab() {
+            Ok(Some(TIME_IS_OVER)) if attempt == 1 => {
+                progress(&format!(
+                    "the lab did not get through in {LAB_SECONDS} s. Counted machines stop for good now and then; once more"
+                ));
+            }
+            Ok(code) => return ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(125)),
+            Err(error) => {
+                progress(&format!("the lab does not start: {error}"));
+                return ExitCode::from(125);
+            }
+        }
+    }
+    ExitCode::from(125)
+}
+
+fn lab() -> std::io::Result<Option<i32>> {
+    let data = amphi::host::data_dir();
+    // Root in the lab would look elsewhere for the kernels that another user has installed here.
+    let data_home = format!("XDG_DATA_HOME={}", data.parent().unwrap_or(&data).display());
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "--"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("resources/lab/lab"))
+        .args(["--count", "--timeout", LAB_SECONDS, "--env", &format!("{IN_LAB}=1"), "--env", &data_home])
+        .args(["--env", "FIRECRACKER", "--env", "QEMU", "--env", "RUNS", "--"])
+        .arg(std::env::current_exe()?)
+        .stdin(Stdio::null())
+        .status()?;
+    Ok(status.code())
+}

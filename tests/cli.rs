@@ -1,0 +1,81 @@
+//! The command line itself: errors that need no isolation, and what the host can do.
+
+use crate::harness::{Amphi, Case, host};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        host("usage_errors", usage_errors),
+        host("options_of_later_versions", options_of_later_versions),
+        host("values_that_are_none", values_that_are_none),
+        host("images_that_are_none", images_that_are_none),
+        host("help_and_version", help_and_version),
+        host("doctor", doctor),
+    ]
+}
+
+fn usage_errors() {
+    for (args, word) in [
+        (["run", "--bogus"].as_slice(), "--bogus"),
+        (&["bogus"], "bogus"),
+        (&["run"], "IMAGE"),
+        (&["run", "--isolation", "jail", "builtin"], "jail"),
+        (&["run", "--kernel", "k", "--initrd", "i", "--isolation", "container"], "--kernel"),
+    ] {
+        Amphi::new(args).finish().expect_error(125, &[word]);
+    }
+}
+
+fn options_of_later_versions() {
+    for options in [["-v", "/a:/b"].as_slice(), &["-p", "80:80"], &["--network", "bridge"], &["-d"]] {
+        Amphi::new(["run"]).with(options).with(["builtin"]).finish().expect_error(125, &[options[0]]);
+    }
+}
+
+fn values_that_are_none() {
+    for (option, values) in [
+        ("--memory", ["0", "0M", "lots", "-5M", "", "99999999999999999999G"].as_slice()),
+        ("--cpus", &["0", "many", "-1", ""]),
+        ("--pids", &["0", "few", "-1"]),
+        ("--hostname", &["", "a b", "-x-"]),
+    ] {
+        for value in values {
+            for isolation in ["vm", "container"] {
+                let option_and_value = format!("{option}={value}");
+                let args = ["run", "--isolation", isolation, &option_and_value, "builtin"];
+                Amphi::new(args).finish().expect_error(125, &[option.trim_start_matches('-')]);
+            }
+        }
+    }
+}
+
+fn images_that_are_none() {
+    for isolation in ["vm", "container"] {
+        for image in ["dir:/no/such/folder", "dir:/etc/passwd", "dir:", "disk:/no/such/disk", "nonsense:/x"] {
+            Amphi::new(["run", "--isolation", isolation, image, "true"])
+                .finish()
+                .expect_error(125, &[image_name(image)]);
+        }
+    }
+}
+
+/// What of a reference an error must name.
+fn image_name(image: &str) -> &str {
+    image.split_once(":/").map_or(image, |(_, path)| path)
+}
+
+fn help_and_version() {
+    let version = Amphi::new(["--version"]).finish().expect(0);
+    assert_eq!(version.text(), concat!("amphi ", env!("CARGO_PKG_VERSION")), "{version}");
+    for args in [["--help"].as_slice(), &["run", "--help"], &["kernel", "--help"]] {
+        let help = Amphi::new(args).finish().expect(0);
+        assert!(help.text().contains("Usage"), "{help}");
+    }
+}
+
+fn doctor() {
+    let finished = Amphi::new(["doctor"]).finish();
+    let text = finished.text().to_lowercase();
+    for subject in ["kvm", "cgroup", "namespace", "overlay", "erofs", "tun"] {
+        assert!(text.contains(subject), "it says nothing of {subject} {finished}");
+    }
+}

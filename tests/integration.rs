@@ -1,0 +1,44 @@
+//! The integration suite: the `amphi` binary against its command-line contract.
+//!
+//! What both isolations promise is written once and run as `vm::NAME` and `container::NAME`. Where KVM runs no kernels,
+//! the suite starts the lab once and runs itself again inside; see [`harness::world`].
+
+// In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
+#![allow(clippy::unwrap_used)]
+
+mod cli;
+mod container;
+mod direct_boot;
+mod disks;
+mod harness;
+mod kernels;
+mod library;
+mod lifecycle;
+mod limits;
+mod parity;
+mod process;
+mod streams;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Whoever starts the suite in the background has these ignored, and amphi leaves ignored what it finds so.
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the default action needs no handler, and no thread has been started yet.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let cases = [
+        cli::cases(),
+        streams::cases(),
+        process::cases(),
+        limits::cases(),
+        lifecycle::cases(),
+        container::cases(),
+        direct_boot::cases(),
+        kernels::cases(),
+        disks::cases(),
+        library::cases(),
+        parity::cases(),
+    ];
+    harness::world::run(cases.into_iter().flatten().collect())
+}
