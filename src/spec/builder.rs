@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{CpuLimit, MemorySize, Process, Resources, RunSpec, VmOptions, WindowSize, short_id};
+use super::{
+    CpuLimit, MemorySize, Network, ParseNetworkError, Process, Resources, RunSpec, VmOptions, WindowSize, short_id,
+};
 use crate::image::{Image, Rootfs};
 
 /// The longest host name that Linux takes (`HOST_NAME_MAX`).
@@ -49,6 +51,9 @@ pub enum SpecError {
     /// A limit of no processes at all.
     #[error("--pids 0 leaves no room for the command itself: use a number above 0")]
     NoProcesses,
+    /// A network whose settings make no sense together.
+    #[error("--network: {0}")]
+    Network(ParseNetworkError),
     /// A kernel argument that would break out of the command line.
     #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
     KernelArgument(String),
@@ -79,6 +84,7 @@ impl RunSpecBuilder {
             hostname: short_id(),
             read_only: false,
             resources: Resources::default(),
+            network: Network::None,
             vm: VmOptions::default(),
         };
         Self { spec, host_memory: host_memory() }
@@ -178,6 +184,13 @@ impl RunSpecBuilder {
         self
     }
 
+    /// The network; none by default.
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Self {
+        self.spec.network = network;
+        self
+    }
+
     /// The guest kernel: a file, or the name of an installed one. MicroVMs only.
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>) -> Self {
@@ -207,6 +220,7 @@ impl RunSpecBuilder {
         if self.spec.resources.pids == Some(0) {
             return Err(SpecError::NoProcesses);
         }
+        check_network(&self.spec.network)?;
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
@@ -269,6 +283,11 @@ pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
         return Err(SpecError::KernelArgument(argument.to_owned()));
     }
     Ok(())
+}
+
+/// Refuses a network whose settings make no sense together.
+pub(crate) fn check_network(network: &Network) -> Result<(), SpecError> {
+    network.check().map_err(SpecError::Network)
 }
 
 /// All memory of the host in bytes, where the kernel says it.

@@ -101,6 +101,9 @@ impl Isolation for ContainerIsolation {
         if !spec.vm.kernel_args.is_empty() {
             return Err(ContainerError::VmOnly("--kernel-arg").into());
         }
+        if !spec.network.is_none() {
+            return Err(ContainerError::Network.into());
+        }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let root = open_root(directory)?;

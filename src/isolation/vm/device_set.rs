@@ -13,6 +13,7 @@ use amphi_devices::virtio::VirtioDevice;
 use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport};
+use amphi_devices::virtio::net::Net;
 use amphi_devices::{Bus, BusDevice, Interrupt};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -32,6 +33,8 @@ pub(super) struct Devices {
     pub(super) console_ports: Vec<Port>,
     /// The disks, in the order in which the guest sees them.
     pub(super) disks: Vec<Disk>,
+    /// The network device.
+    pub(super) network: Option<Net>,
 }
 
 /// Where COM1 leads.
@@ -86,6 +89,9 @@ impl DeviceSet {
             let block = Block::new(disk.file, disk.read_only, &format!("amphi{index}"))
                 .map_err(VmError::host("open the disk"))?;
             builder.add_virtio(block, Notify::EventFd)?;
+        }
+        if let Some(network) = devices.network {
+            builder.add_virtio(network, Notify::EventFd)?;
         }
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),

@@ -8,6 +8,7 @@ use amphi_guest_init::MessageError;
 
 use super::kernel_image::KernelImageError;
 use super::machine::MachineExit;
+use super::network::NetworkError;
 use crate::host::kvm::KvmStatus;
 use crate::kernel::KernelError;
 use crate::spec::SpecError;
@@ -68,6 +69,9 @@ pub enum VmError {
     /// The root file system cannot be prepared for the guest.
     #[error("cannot prepare the root file system for the guest")]
     Root(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no network such as was asked for.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A setting that makes no sense, or not on this host.
     #[error(transparent)]
     Setting(#[from] SpecError),

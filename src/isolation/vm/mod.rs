@@ -11,7 +11,9 @@ mod kernel_image;
 mod load;
 mod machine;
 mod memory;
+mod network;
 mod outputs;
+mod passt;
 mod plan;
 mod sandbox;
 mod signals;
@@ -24,6 +26,8 @@ pub use error::VmError;
 pub use kernel_image::KernelImageError;
 pub use machine::MachineExit;
 pub use memory::MAPPING_NAME;
+pub use network::NetworkError;
+pub use passt::PasstError;
 
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::spec::RunSpec;

@@ -18,7 +18,9 @@ use super::device_set::{Devices, Disk, SerialConsole};
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
 use super::machine::{Machine, MachineConfig};
+use super::network::{self, NetworkError};
 use super::outputs::Outputs;
+use super::passt::Passt;
 use super::plan::Plan;
 use super::tail::{self, Tail};
 use crate::host::kvm;
@@ -58,6 +60,8 @@ struct Running {
     control: UnixStream,
     outputs: Arc<Outputs>,
     console: Tail,
+    /// After the machine, whose end ends it.
+    _passt: Option<Passt>,
 }
 
 /// What became of the workload, kept for later calls of `wait`.
@@ -135,6 +139,11 @@ impl VmSandbox {
             .map(Disk::try_clone)
             .transpose()
             .map_err(VmError::host("duplicate the disk's descriptor"))?;
+        // Before the machine is built: passt gets ready meanwhile.
+        let (network, mut passt) = match network::connect(&self.plan.network)? {
+            Some(connected) => (Some(connected.device), connected.passt),
+            None => (None, None),
+        };
         let machine = Machine::build(
             MachineConfig {
                 kernel: &self.plan.kernel,
@@ -146,13 +155,15 @@ impl VmSandbox {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
                     disks: disks.into_iter().collect(),
+                    network,
                 },
             },
             Arc::clone(&self.stamps.first_instruction),
         )?;
+        passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
         self.stamps.created.mark();
         machine.start()?;
-        Ok(Running { machine, control, outputs, console })
+        Ok(Running { machine, control, outputs, console, _passt: passt })
     }
 
     fn running(&self) -> Option<Arc<Running>> {
@@ -373,6 +384,7 @@ mod tests {
             vcpus: 1,
             memory: 16 << 20,
             disk: None,
+            network: crate::spec::Network::None,
             stdin: false,
         };
         VmSandbox::new(plan, Stdio::null().unwrap())
