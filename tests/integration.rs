@@ -15,6 +15,7 @@ mod kernels;
 mod library;
 mod lifecycle;
 mod limits;
+mod network;
 mod parity;
 mod process;
 mod streams;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         kernels::cases(),
         disks::cases(),
         library::cases(),
+        network::cases(),
         parity::cases(),
     ];
     harness::world::run(cases.into_iter().flatten().collect())
