@@ -53,7 +53,8 @@ pub enum PasstError {
 }
 
 /// A running passt. It ends with this value, and also when the other end of its socket is closed, as the kernel does
-/// whichever way amphi ends.
+/// whichever way amphi ends. (A parent-death signal would be tied to the thread that starts it, and passt loses it when
+/// it gives up root.)
 pub(super) struct Passt {
     child: Child,
     /// Readable when passt is ready or has ended.
@@ -111,6 +112,8 @@ impl Passt {
     }
 
     fn last_words(&mut self) -> PasstError {
+        // It has let go of the pipe: if it is not gone by now, it is not what it should be.
+        let _ = self.child.kill();
         let _ = self.child.wait();
         let mut said = Vec::new();
         let read = self.said.seek(SeekFrom::Start(0)).and_then(|_| self.said.read_to_end(&mut said));
