@@ -1,8 +1,8 @@
 //! The thread `devices`: queue work of all devices, on descriptors that were opened before the guest ran.
 
 use super::rules::{
-    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, TERMINAL_RESTORE, THREAD_NAME,
-    UNIX_SOCKETS, ioctl,
+    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, SET_NONBLOCKING, TERMINAL_RESTORE,
+    THREAD_NAME, UNIX_SOCKETS, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -17,7 +17,7 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
         libc::SYS_ioctl,
         Rule::AllowIf {
             argument: 1,
-            test: Test::OneOf(&[KVM_IRQ_LINE, BLOCK_DISCARD, BLOCK_ZERO_OUT, TERMINAL_RESTORE]),
+            test: Test::OneOf(&[KVM_IRQ_LINE, BLOCK_DISCARD, BLOCK_ZERO_OUT, SET_NONBLOCKING, TERMINAL_RESTORE]),
         },
     ),
     // vsock: a connection of the guest's becomes one to a socket of the host's.

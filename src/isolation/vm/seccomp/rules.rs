@@ -2,8 +2,8 @@
 
 use crate::host::seccomp::{Rule, Test};
 
-/// `TCSETSW`: a panic puts the terminal back in order, on whatever thread it is.
-pub(super) const TERMINAL_RESTORE: u32 = 0x5403;
+/// `TCSETSW2` of asm-generic/ioctls.h: a panic puts the terminal back in order, on whatever thread it is.
+pub(super) const TERMINAL_RESTORE: u32 = 0x402c_542c;
 
 /// Memory never becomes executable: what a flaw lets in has to make do with the code that is there.
 pub(super) const NO_NEW_CODE: Rule =
@@ -12,6 +12,9 @@ pub(super) const NO_NEW_CODE: Rule =
 /// Nothing is opened. It fails instead of being a fault for the sake of a panic: with `RUST_BACKTRACE` set that looks for the
 /// program's symbols, finds none, and goes on to unwind, so that one microVM ends and not the process.
 pub(super) const NO_FILES: Rule = Rule::Fail(libc::EACCES);
+
+/// `FIONBIO` of asm-generic/ioctls.h: the standard library makes sockets non-blocking by it.
+pub(super) const SET_NONBLOCKING: u32 = 0x5421;
 
 /// The name of a thread, which is part of the messages of panics and of refused calls.
 pub(super) const THREAD_NAME: Rule = Rule::AllowIf {
