@@ -5,6 +5,7 @@
 
 mod payload;
 mod probe;
+pub(crate) mod x86_64;
 
 use std::fmt;
 use std::io;
