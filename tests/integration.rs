@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cli;
+mod confinement;
 mod container;
 mod direct_boot;
 mod disks;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         limits::cases(),
         lifecycle::cases(),
         container::cases(),
+        confinement::cases(),
         direct_boot::cases(),
         kernels::cases(),
         disks::cases(),

@@ -21,9 +21,9 @@ const INLINE_SHARE: u64 = 8;
 
 /// A root file system, ready to be shown to a guest.
 #[derive(Debug)]
-pub enum GuestRoot {
+pub(crate) enum GuestRoot {
     /// A small directory, to be packed into the initramfs.
-    Inline(PathBuf),
+    Inline(Tree),
     /// A read-only image, to be the first disk; the guest lays a writable layer in memory over it.
     Block {
         /// The image, open for reading.
@@ -78,7 +78,7 @@ impl GuestRoot {
     ///
     /// # Errors
     /// The root file system cannot be read, or not be made into a disk image.
-    pub fn plan(rootfs: &Rootfs, memory: u64, read_only: bool) -> Result<Self, GuestRootError> {
+    pub(crate) fn plan(rootfs: &Rootfs, memory: u64, read_only: bool) -> Result<Self, GuestRootError> {
         match rootfs {
             Rootfs::Directory(path) => {
                 Self::of_directory(path, memory, &crate::host::data_dir().join("cache").join("dirs"))
@@ -90,7 +90,7 @@ impl GuestRoot {
     fn of_directory(path: &Path, memory: u64, cache: &Path) -> Result<Self, GuestRootError> {
         let tree = Tree::scan(path)?;
         if fits_in_memory(&tree, INLINE_LIMIT.min(memory / INLINE_SHARE)) && !has_attributes(&tree)? {
-            return Ok(Self::Inline(path.to_owned()));
+            return Ok(Self::Inline(tree));
         }
         Ok(Self::Block { file: cache::image_of(&tree, cache)?, fstype: "erofs" })
     }
@@ -110,8 +110,7 @@ impl GuestRoot {
     }
 
     /// The kernel modules that the guest needs for it, beyond those of the disk's driver, by name.
-    #[must_use]
-    pub fn modules(&self) -> &'static [&'static str] {
+    pub(crate) fn modules(&self) -> &'static [&'static str] {
         match self {
             Self::Inline(_) => &[],
             Self::Block { .. } => &["erofs", "overlay"],
@@ -123,18 +122,13 @@ impl GuestRoot {
         }
     }
 
-    /// The directory to be packed into the initramfs, if it is that form.
-    #[must_use]
-    pub fn inline(&self) -> Option<&Path> {
-        match self {
-            Self::Inline(path) => Some(path),
-            Self::Block { .. } | Self::Disk { .. } => None,
-        }
+    /// Whether it travels in the initramfs.
+    pub(crate) fn is_inline(&self) -> bool {
+        matches!(self, Self::Inline(_))
     }
 
     /// The form in the guest's words, where the disk is called `device`, such as `/dev/vda`.
-    #[must_use]
-    pub fn in_guest(&self, device: &str) -> Root {
+    pub(crate) fn in_guest(&self, device: &str) -> Root {
         let device = device.as_bytes().to_vec();
         match self {
             Self::Inline(_) => Root::Inline,
@@ -184,7 +178,7 @@ mod tests {
             fs::hard_link(root.join("f"), root.join(n.to_string())).unwrap();
         }
         let plan = |memory| GuestRoot::of_directory(&root, memory, &cache).unwrap();
-        assert_eq!(plan(128 << 20).inline(), Some(&*root), "names of one file count once");
+        assert!(plan(128 << 20).is_inline(), "names of one file count once");
         let block = plan(8 << 20);
         assert_eq!(block.modules(), ["erofs", "overlay"]);
         assert_eq!(

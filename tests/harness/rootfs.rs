@@ -55,3 +55,17 @@ fn make(root: &Path) {
     fs::write(root.join("etc/not-executable"), "no program\n").unwrap();
     fs::set_permissions(root.join("etc/not-executable"), fs::Permissions::from_mode(0o644)).unwrap();
 }
+
+/// An ext4 disk in `folder` with the busybox root, as an IMAGE.
+pub(crate) fn ext4(folder: &Path) -> String {
+    let disk = folder.join("disk.img");
+    let made = Command::new("/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .arg(busybox())
+        .arg(&disk)
+        .arg("32M")
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    format!("disk:{}", disk.display())
+}

@@ -46,6 +46,20 @@ impl DirectBoot {
     /// # Errors
     /// The settings cannot be honoured, or the machine could not be made.
     pub fn start(&self, input: OwnedFd, output: OwnedFd) -> Result<DirectMachine, VmError> {
+        self.start_after(input, output, || Ok(()))
+    }
+
+    /// As [`DirectBoot::start`], with `action` called on this thread when everything is open and all threads are there, but
+    /// before the guest's first instruction (see [`VmIsolation::before_guest`](super::VmIsolation::before_guest)).
+    ///
+    /// # Errors
+    /// As for [`DirectBoot::start`], or `action` failed.
+    pub fn start_after(
+        &self,
+        input: OwnedFd,
+        output: OwnedFd,
+        action: impl Fn() -> io::Result<()>,
+    ) -> Result<DirectMachine, VmError> {
         let (created, first_instruction) = (Stamp::default(), Arc::default());
         spec::check_memory(self.memory, spec::host_memory())?;
         self.arguments.iter().try_for_each(|argument| spec::check_kernel_argument(argument))?;
@@ -65,7 +79,7 @@ impl DirectBoot {
             Arc::clone(&first_instruction),
         )?;
         created.mark();
-        machine.start()?;
+        machine.start(&action)?;
         Ok(DirectMachine { machine, created, first_instruction })
     }
 

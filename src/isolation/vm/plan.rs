@@ -54,23 +54,23 @@ impl Plan {
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut wanted = vec!["virtio_mmio", "virtio_console"];
-        if root.inline().is_none() {
+        if !root.is_inline() {
             wanted.push("virtio_blk");
         }
         wanted.extend(root.modules());
         let modules = kernel.modules_for(&wanted)?;
         let init = init_spec(spec, &root);
-        let initramfs = Initramfs::new(&init, &modules, root.inline()).map_err(|e| VmError::Root(Box::new(e)))?;
+        let (tree, disk) = match root {
+            GuestRoot::Inline(tree) => (Some(tree), None),
+            GuestRoot::Block { file, .. } => (None, Some(Disk { file, read_only: true })),
+            GuestRoot::Disk { file, .. } => (None, Some(Disk { file, read_only: spec.read_only })),
+        };
+        let initramfs = Initramfs::new(&init, &modules, tree).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut command_line = COMMAND_LINE.to_owned();
         for argument in &spec.vm.kernel_args {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disk = match root {
-            GuestRoot::Inline(_) => None,
-            GuestRoot::Block { file, .. } => Some(Disk { file, read_only: true }),
-            GuestRoot::Disk { file, .. } => Some(Disk { file, read_only: spec.read_only }),
-        };
         Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, stdin: spec.process.stdin })
     }
 }

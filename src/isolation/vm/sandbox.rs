@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::BeforeGuest;
 use super::device_set::{Devices, Disk, SerialConsole};
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
@@ -21,7 +22,6 @@ use super::machine::{Machine, MachineConfig};
 use super::outputs::Outputs;
 use super::plan::Plan;
 use super::tail::{self, Tail};
-use crate::host::kvm;
 use crate::image::initramfs::Initramfs;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Sandbox, Signal, Stdio, Timeline};
@@ -35,6 +35,7 @@ const SUSPICIOUS: Duration = Duration::from_secs(3);
 /// A microVM that runs one workload.
 pub(super) struct VmSandbox {
     plan: Plan,
+    before_guest: BeforeGuest,
     stdio: Mutex<Option<Stdio>>,
     running: Mutex<Option<Arc<Running>>>,
     result: Mutex<Option<Finished>>,
@@ -85,9 +86,10 @@ impl Initrd for Initramfs {
 }
 
 impl VmSandbox {
-    pub(super) fn new(plan: Plan, stdio: Stdio) -> Self {
+    pub(super) fn new(plan: Plan, stdio: Stdio, before_guest: BeforeGuest) -> Self {
         Self {
             plan,
+            before_guest,
             stdio: Mutex::new(Some(stdio)),
             running: Mutex::default(),
             result: Mutex::default(),
@@ -151,7 +153,7 @@ impl VmSandbox {
             Arc::clone(&self.stamps.first_instruction),
         )?;
         self.stamps.created.mark();
-        machine.start()?;
+        machine.start(&*self.before_guest)?;
         Ok(Running { machine, control, outputs, console })
     }
 
@@ -184,7 +186,7 @@ impl VmSandbox {
                     }
                     Event::Nothing => {
                         probed = true;
-                        if let Some(status) = kvm::no_kernel_runs() {
+                        if let Some(status) = running.machine.no_kernel_runs() {
                             return Finished::Failed(Arc::new(VmError::NoKvm(status)));
                         }
                         continue;
@@ -375,7 +377,7 @@ mod tests {
             disk: None,
             stdin: false,
         };
-        VmSandbox::new(plan, Stdio::null().unwrap())
+        VmSandbox::new(plan, Stdio::null().unwrap(), Arc::new(|| Ok(())))
     }
 
     #[test]
