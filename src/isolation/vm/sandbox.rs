@@ -14,7 +14,8 @@ use vm_memory::GuestMemoryMmap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::device_set::{Devices, Disk, SerialConsole};
+use super::device_set::{Devices, SerialConsole};
+use super::disks::Disk;
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
 use super::machine::{Machine, MachineConfig};
@@ -130,11 +131,11 @@ impl VmSandbox {
             .map_err(VmError::host("duplicate the control channel's descriptor"))?;
         let disks = self
             .plan
-            .disk
-            .as_ref()
+            .disks
+            .iter()
             .map(Disk::try_clone)
-            .transpose()
-            .map_err(VmError::host("duplicate the disk's descriptor"))?;
+            .collect::<io::Result<_>>()
+            .map_err(VmError::host("duplicate a disk's descriptor"))?;
         let machine = Machine::build(
             MachineConfig {
                 kernel: &self.plan.kernel,
@@ -145,7 +146,7 @@ impl VmSandbox {
                 devices: Devices {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
-                    disks: disks.into_iter().collect(),
+                    disks,
                 },
             },
             Arc::clone(&self.stamps.first_instruction),
