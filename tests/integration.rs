@@ -6,6 +6,7 @@
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]
 
+mod block;
 mod cli;
 mod container;
 mod direct_boot;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     }
     let cases = [
         cli::cases(),
+        block::cases(),
         streams::cases(),
         process::cases(),
         limits::cases(),

@@ -373,7 +373,7 @@ mod tests {
             command_line: String::new(),
             vcpus: 1,
             memory: 16 << 20,
-            disk: None,
+            disks: Vec::new(),
             stdin: false,
         };
         VmSandbox::new(plan, Stdio::null().unwrap())
