@@ -6,6 +6,7 @@
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]
 
+mod block;
 mod cli;
 mod confinement;
 mod container;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     }
     let cases = [
         cli::cases(),
+        block::cases(),
         streams::cases(),
         process::cases(),
         limits::cases(),

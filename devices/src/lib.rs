@@ -3,6 +3,7 @@
 pub mod bus;
 mod interrupt;
 pub mod legacy;
+pub mod rate_limiter;
 mod stream;
 pub mod virtio;
 

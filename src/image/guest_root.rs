@@ -1,8 +1,7 @@
 //! The form in which a guest gets its root file system.
 
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use amphi_guest_init::Root;
 use super::Rootfs;
 use super::cache::{self, CacheError};
 use super::disk::{self, DiskFormatError};
+use super::disk_file::{DiskError, open_disk};
 use super::tree::{Tree, TreeError};
 use super::xattr;
 
@@ -50,19 +50,8 @@ pub enum GuestRootError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The disk cannot be used.
-    #[error("cannot open the disk {path}", path = path.display())]
-    Disk {
-        /// The disk's file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
-    /// The disk belongs to another run.
-    #[error("the disk {path} is in use by another run; a writable disk can have only one user", path = path.display())]
-    DiskInUse {
-        /// The disk's file.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The disk holds no usable file system.
     #[error("cannot boot from the disk {path}", path = path.display())]
     DiskFormat {
@@ -96,15 +85,9 @@ impl GuestRoot {
     }
 
     fn of_disk(path: &Path, read_only: bool) -> Result<Self, GuestRootError> {
-        let failed = |source| GuestRootError::Disk { path: path.to_owned(), source };
-        let file = File::options().read(true).write(!read_only).open(path).map_err(failed)?;
-        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(GuestRootError::DiskInUse { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        let file = open_disk(path, read_only)?;
         let fstype = disk::file_system(&file)
-            .map_err(failed)?
+            .map_err(|source| DiskError::Open { path: path.to_owned(), source })?
             .map_err(|source| GuestRootError::DiskFormat { path: path.to_owned(), source })?;
         Ok(Self::Disk { file, fstype })
     }
@@ -213,7 +196,7 @@ mod tests {
         let first = GuestRoot::of_disk(&path, false).unwrap();
         assert_eq!(first.modules(), ["ext4"]);
         for read_only in [false, true] {
-            assert!(matches!(GuestRoot::of_disk(&path, read_only), Err(GuestRootError::DiskInUse { .. })));
+            assert!(matches!(GuestRoot::of_disk(&path, read_only), Err(GuestRootError::Disk(DiskError::InUse { .. }))));
         }
         drop(first);
         let _one = GuestRoot::of_disk(&path, true).unwrap();

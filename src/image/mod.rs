@@ -3,6 +3,7 @@
 mod builtin;
 mod cache;
 mod disk;
+mod disk_file;
 mod erofs;
 mod guest_root;
 pub mod initramfs;
@@ -13,6 +14,7 @@ mod xattr;
 
 pub use cache::CacheError;
 pub use disk::DiskFormatError;
+pub use disk_file::{DiskError, open_disk};
 pub use erofs::ErofsError;
 pub(crate) use guest_root::GuestRoot;
 pub use guest_root::GuestRootError;

@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{CpuLimit, MemorySize, Process, Resources, RunSpec, VmOptions, WindowSize, short_id};
+use super::{
+    CpuLimit, DiskSpec, MemorySize, ParseDiskError, Process, Resources, RunSpec, VmOptions, WindowSize, short_id,
+};
 use crate::image::{Image, Rootfs};
 
 /// The longest host name that Linux takes (`HOST_NAME_MAX`).
@@ -52,6 +54,14 @@ pub enum SpecError {
     /// A kernel argument that would break out of the command line.
     #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
     KernelArgument(String),
+    /// A disk whose settings make no sense.
+    #[error("--disk {path}: {source}", path = path.display())]
+    Disk {
+        /// The disk's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ParseDiskError,
+    },
 }
 
 /// Settings that become a [`RunSpec`]; made by [`RunSpec::builder`].
@@ -192,6 +202,13 @@ impl RunSpecBuilder {
         self
     }
 
+    /// Adds a disk after those there are. MicroVMs only.
+    #[must_use]
+    pub fn disk(mut self, disk: DiskSpec) -> Self {
+        self.spec.vm.disks.push(disk);
+        self
+    }
+
     /// The checked specification.
     ///
     /// # Errors
@@ -210,6 +227,7 @@ impl RunSpecBuilder {
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
+        self.spec.vm.disks.iter().try_for_each(check_disk)?;
         Ok(self.spec)
     }
 }
@@ -269,6 +287,11 @@ pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
         return Err(SpecError::KernelArgument(argument.to_owned()));
     }
     Ok(())
+}
+
+/// Refuses a disk whose settings make no sense.
+pub(crate) fn check_disk(disk: &DiskSpec) -> Result<(), SpecError> {
+    disk.check().map_err(|source| SpecError::Disk { path: disk.path.clone(), source })
 }
 
 /// All memory of the host in bytes, where the kernel says it.

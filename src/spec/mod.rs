@@ -1,6 +1,8 @@
 //! What to run and within which limits: validated, immutable, the same for both isolations.
 
 mod builder;
+mod disk;
+mod rate;
 mod resources;
 mod short_id;
 
@@ -8,7 +10,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use builder::{RunSpecBuilder, SpecError};
-pub(crate) use builder::{check_kernel_argument, check_memory, host_memory};
+pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, host_memory};
+pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
+pub use rate::{ParseRateError, Rate};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
 
@@ -75,4 +79,6 @@ pub struct VmOptions {
     pub kernel: Option<PathBuf>,
     /// Arguments added at the end of the kernel's command line.
     pub kernel_args: Vec<String>,
+    /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
+    pub disks: Vec<DiskSpec>,
 }

@@ -89,6 +89,9 @@ impl<'m> Chain<'m> {
 /// A byte of guest memory that the device may write.
 pub(super) struct GuestByte<'m>(*mut u8, PhantomData<&'m GuestMemoryMmap>);
 
+// SAFETY: Guest memory is shared with the guest's processors in any case; every thread accesses it as volatile.
+unsafe impl Send for GuestByte<'_> {}
+
 impl GuestByte<'_> {
     pub(super) fn set(self, value: u8) {
         // SAFETY: The byte is part of a slice of guest memory, mapped for as long as this lives, and volatile to all.
@@ -105,6 +108,9 @@ pub(super) struct Buffers<'m> {
     len: usize,
     memory: PhantomData<&'m GuestMemoryMmap>,
 }
+
+// SAFETY: As for a single byte.
+unsafe impl Send for Buffers<'_> {}
 
 impl<'m> Buffers<'m> {
     fn clear(&mut self) {

@@ -1,10 +1,10 @@
 //! Nonsense from a seeded generator: whatever the guest does, nothing panics and nothing goes on for ever.
 
 use amphi_devices::BusDevice;
-use amphi_devices::virtio::block::Block;
+use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
 
-use crate::block::file;
+use crate::block::{self, file};
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
 
 /// Xorshift, for numbers that are the same in every run.
@@ -41,7 +41,11 @@ fn devices() -> Vec<Guest> {
     let port = |id| Port { id, input: Some(file().into()), output: Some(file().into()), ..Port::default() };
     let disk = file();
     disk.set_len(1 << 20).unwrap();
-    vec![Guest::new(Console::new(vec![port(1), port(3)]).unwrap()), Guest::new(Block::new(disk, false, "").unwrap())]
+    vec![
+        Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
+        Guest::new(Block::new(disk.try_clone().unwrap(), false, "").unwrap()),
+        Guest::new(block::block(disk, Engine::IoUring)),
+    ]
 }
 
 fn random_register(guest: &mut Guest, random: &mut Random) {

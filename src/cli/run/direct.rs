@@ -28,7 +28,8 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         }
     };
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
-    let boot = DirectBoot { kernel, initrd: args.initrd.clone(), arguments: args.kernel_arg.clone(), vcpus, memory };
+    let (initrd, arguments, disks) = (args.initrd.clone(), args.kernel_arg.clone(), args.disk.clone());
+    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, disks };
     // Held so that signals end the machine with the terminal restored.
     let _forwarder = Forwarder::start(IsolationKind::Vm)?;
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();

@@ -101,6 +101,9 @@ impl Isolation for ContainerIsolation {
         if !spec.vm.kernel_args.is_empty() {
             return Err(ContainerError::VmOnly("--kernel-arg").into());
         }
+        if !spec.vm.disks.is_empty() {
+            return Err(ContainerError::VmOnly("--disk").into());
+        }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let root = open_root(directory)?;

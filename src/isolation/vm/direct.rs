@@ -10,13 +10,14 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use super::device_set::{Devices, SerialConsole};
+use super::disks::Disk;
 use super::error::VmError;
 use super::load::Initrd;
 use super::machine::{Machine, MachineConfig, MachineExit};
 use super::memory;
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, MemorySize};
+use crate::spec::{self, DiskSpec, MemorySize};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -38,6 +39,8 @@ pub struct DirectBoot {
     pub vcpus: u8,
     /// The guest's RAM.
     pub memory: MemorySize,
+    /// The disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
 }
 
 impl DirectBoot {
@@ -63,7 +66,9 @@ impl DirectBoot {
         let (created, first_instruction) = (Stamp::default(), Arc::default());
         spec::check_memory(self.memory, spec::host_memory())?;
         self.arguments.iter().try_for_each(|argument| spec::check_kernel_argument(argument))?;
+        self.disks.iter().try_for_each(spec::check_disk)?;
         let kernel = Kernel::resolve(Some(&self.kernel))?;
+        let disks = self.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
         let initrd = self.initrd.as_deref().map(InitrdFile::open).transpose()?;
         let command_line = self.command_line();
         let serial = SerialConsole { input: Some(input), output: Box::new(File::from(output)) };
@@ -74,7 +79,7 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks: Vec::new() },
+                devices: Devices { serial, console_ports: Vec::new(), disks },
             },
             Arc::clone(&first_instruction),
         )?;
@@ -180,6 +185,7 @@ mod tests {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             vcpus: 1,
             memory: MemorySize::from_mib(128),
+            disks: Vec::new(),
         }
         .command_line()
     }

@@ -5,6 +5,7 @@
 
 mod device_set;
 mod direct;
+mod disks;
 mod error;
 mod event_loop;
 mod kernel_image;

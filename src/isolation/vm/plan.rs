@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use amphi_guest_init::InitSpec;
 
-use super::device_set::Disk;
+use super::disks::Disk;
 use super::error::VmError;
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
@@ -43,7 +43,7 @@ pub(super) struct Plan {
     pub(super) command_line: String,
     pub(super) vcpus: u8,
     pub(super) memory: u64,
-    pub(super) disk: Option<Disk>,
+    pub(super) disks: Vec<Disk>,
     pub(super) stdin: bool,
 }
 
@@ -54,16 +54,16 @@ impl Plan {
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut wanted = vec!["virtio_mmio", "virtio_console"];
-        if !root.is_inline() {
+        if !root.is_inline() || !spec.vm.disks.is_empty() {
             wanted.push("virtio_blk");
         }
         wanted.extend(root.modules());
         let modules = kernel.modules_for(&wanted)?;
         let init = init_spec(spec, &root);
-        let (tree, disk) = match root {
+        let (tree, root_disk) = match root {
             GuestRoot::Inline(tree) => (Some(tree), None),
-            GuestRoot::Block { file, .. } => (None, Some(Disk { file, read_only: true })),
-            GuestRoot::Disk { file, .. } => (None, Some(Disk { file, read_only: spec.read_only })),
+            GuestRoot::Block { file, .. } => (None, Some(Disk::root(file, true))),
+            GuestRoot::Disk { file, .. } => (None, Some(Disk::root(file, spec.read_only))),
         };
         let initramfs = Initramfs::new(&init, &modules, tree).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut command_line = COMMAND_LINE.to_owned();
@@ -71,7 +71,8 @@ impl Plan {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, stdin: spec.process.stdin })
+        let disks = root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, stdin: spec.process.stdin })
     }
 }
 

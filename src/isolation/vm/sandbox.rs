@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::BeforeGuest;
-use super::device_set::{Devices, Disk, SerialConsole};
+use super::device_set::{Devices, SerialConsole};
+use super::disks::Disk;
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
 use super::machine::{Machine, MachineConfig};
@@ -132,11 +133,11 @@ impl VmSandbox {
             .map_err(VmError::host("duplicate the control channel's descriptor"))?;
         let disks = self
             .plan
-            .disk
-            .as_ref()
+            .disks
+            .iter()
             .map(Disk::try_clone)
-            .transpose()
-            .map_err(VmError::host("duplicate the disk's descriptor"))?;
+            .collect::<io::Result<_>>()
+            .map_err(VmError::host("duplicate a disk's descriptor"))?;
         let machine = Machine::build(
             MachineConfig {
                 kernel: &self.plan.kernel,
@@ -147,7 +148,7 @@ impl VmSandbox {
                 devices: Devices {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
-                    disks: disks.into_iter().collect(),
+                    disks,
                 },
             },
             Arc::clone(&self.stamps.first_instruction),
@@ -374,7 +375,7 @@ mod tests {
             command_line: String::new(),
             vcpus: 1,
             memory: 16 << 20,
-            disk: None,
+            disks: Vec::new(),
             stdin: false,
         };
         VmSandbox::new(plan, Stdio::null().unwrap(), Arc::new(|| Ok(())))
