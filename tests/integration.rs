@@ -17,6 +17,7 @@ mod kernels;
 mod library;
 mod lifecycle;
 mod limits;
+mod network;
 mod parity;
 mod process;
 mod streams;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         kernels::cases(),
         disks::cases(),
         library::cases(),
+        network::cases(),
         parity::cases(),
     ];
     harness::world::run(cases.into_iter().flatten().collect())

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{
-    CpuLimit, DiskSpec, MemorySize, ParseDiskError, Process, Resources, RunSpec, VmOptions, WindowSize, short_id,
+    CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmOptions,
+    WindowSize, short_id,
 };
 use crate::image::{Image, Rootfs};
 
@@ -51,6 +52,9 @@ pub enum SpecError {
     /// A limit of no processes at all.
     #[error("--pids 0 leaves no room for the command itself: use a number above 0")]
     NoProcesses,
+    /// A network whose settings make no sense together.
+    #[error("--network: {0}")]
+    Network(ParseNetworkError),
     /// A kernel argument that would break out of the command line.
     #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
     KernelArgument(String),
@@ -89,6 +93,7 @@ impl RunSpecBuilder {
             hostname: short_id(),
             read_only: false,
             resources: Resources::default(),
+            network: Network::None,
             vm: VmOptions::default(),
         };
         Self { spec, host_memory: host_memory() }
@@ -188,6 +193,13 @@ impl RunSpecBuilder {
         self
     }
 
+    /// The network; none by default.
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Self {
+        self.spec.network = network;
+        self
+    }
+
     /// The guest kernel: a file, or the name of an installed one. MicroVMs only.
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>) -> Self {
@@ -224,6 +236,7 @@ impl RunSpecBuilder {
         if self.spec.resources.pids == Some(0) {
             return Err(SpecError::NoProcesses);
         }
+        check_network(&self.spec.network)?;
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
@@ -292,6 +305,11 @@ pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
 /// Refuses a disk whose settings make no sense.
 pub(crate) fn check_disk(disk: &DiskSpec) -> Result<(), SpecError> {
     disk.check().map_err(|source| SpecError::Disk { path: disk.path.clone(), source })
+}
+
+/// Refuses a network whose settings make no sense together.
+pub(crate) fn check_network(network: &Network) -> Result<(), SpecError> {
+    network.check().map_err(SpecError::Network)
 }
 
 /// All memory of the host in bytes, where the kernel says it.

@@ -2,6 +2,7 @@
 
 mod builder;
 mod disk;
+mod network;
 mod rate;
 mod resources;
 mod short_id;
@@ -10,8 +11,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use builder::{RunSpecBuilder, SpecError};
-pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, host_memory};
+pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, check_network, host_memory};
 pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
+pub use network::{
+    Link, LinkLimits, MacAddress, Network, ParseMacError, ParseNetworkError, ParsePortError, PortMapping, Protocol,
+    TapNetwork, UserNetwork,
+};
 pub use rate::{ParseRateError, Rate};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
@@ -31,6 +36,8 @@ pub struct RunSpec {
     pub read_only: bool,
     /// The workload's limits.
     pub resources: Resources,
+    /// The network that the workload is in.
+    pub network: Network,
     /// Settings that only a microVM has.
     pub vm: VmOptions,
 }

@@ -6,6 +6,7 @@ pub(crate) mod command;
 pub(crate) mod initramfs;
 pub(crate) mod installed;
 pub(crate) mod leftovers;
+pub(crate) mod netns;
 pub(crate) mod rootfs;
 pub(crate) mod tiny_elf;
 pub(crate) mod world;

@@ -28,6 +28,9 @@ pub(super) enum QueueError {
     /// A buffer for the device to read follows one for it to write (section 2.7.4.2).
     #[error("descriptor chain {head} has a readable buffer after a writable one")]
     Order { head: u16 },
+    /// A buffer in a queue whose buffers all go the other way.
+    #[error("descriptor chain {head} has a {kind} buffer, which its queue has no use for")]
+    Kind { head: u16, kind: &'static str },
     /// The buffers are too small for what this device's requests hold.
     #[error("descriptor chain {head} has no room for a whole {part}")]
     TooShort { head: u16, part: &'static str },
@@ -83,6 +86,16 @@ impl<'m> Chain<'m> {
             }
         }
         if ended { Ok(()) } else { Err(QueueError::Endless { head }) }
+    }
+}
+
+impl Chain<'_> {
+    /// An empty chain in this one's allocations, for as long as one likes.
+    pub(super) fn recycle<'n>(mut self) -> Chain<'n> {
+        self.readable.clear();
+        self.writable.clear();
+        let empty = |buffers: Buffers<'_>| Buffers { iovecs: buffers.iovecs, ..Buffers::default() };
+        Chain { head: 0, readable: empty(self.readable), writable: empty(self.writable) }
     }
 }
 

@@ -6,5 +6,7 @@ mod config;
 pub mod console;
 mod device;
 pub mod mmio;
+pub mod net;
+mod used;
 
 pub use device::{ActivateError, ActivationContext, VirtioDevice};

@@ -1,8 +1,11 @@
 //! Nonsense from a seeded generator: whatever the guest does, nothing panics and nothing goes on for ever.
 
+use std::io::Write;
+
 use amphi_devices::BusDevice;
 use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
+use amphi_devices::virtio::net::{FrameSocket, Net, Settings};
 
 use crate::block::{self, file};
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
@@ -41,10 +44,16 @@ fn devices() -> Vec<Guest> {
     let port = |id| Port { id, input: Some(file().into()), output: Some(file().into()), ..Port::default() };
     let disk = file();
     disk.set_len(1 << 20).unwrap();
+    let (network, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    // It answers with its own frames, and those are as long as they say.
+    (&network).write_all(&[&1000_u32.to_be_bytes()[..], &[0; 1000]].concat().repeat(50)).unwrap();
+    let loopback = FrameSocket::new(peer);
+    std::mem::forget(network);
     vec![
         Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
         Guest::new(Block::new(disk.try_clone().unwrap(), false, "").unwrap()),
         Guest::new(block::block(disk, Engine::IoUring)),
+        Guest::new(Net::new(Box::new(loopback), Settings::default()).unwrap()),
     ]
 }
 

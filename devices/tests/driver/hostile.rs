@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::block::{self, file};
 use crate::guest::{BUFFERS, Guest, INDIRECT, MEMORY, NEEDS_RESET, NEXT, STATUS, WRITE, readable, writable};
+use crate::net;
 
 const CONTROL_IN: usize = 2;
 const CONTROL_OUT: usize = 3;
@@ -141,6 +142,11 @@ fn block_stops_and_recovers() {
 #[test]
 fn console_stops_and_recovers() {
     every_trick_stops(console, start_console, &[CONTROL_OUT, PORT_IN, PORT_OUT]);
+}
+
+#[test]
+fn net_stops_and_recovers() {
+    every_trick_stops(net::hostile_guest, |guest| guest.start(0), &[net::RECEIVE, net::TRANSMIT]);
 }
 
 #[test]

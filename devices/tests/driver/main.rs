@@ -9,3 +9,5 @@ mod guest;
 mod hostile;
 mod legacy;
 mod mmio;
+mod net;
+mod tap;

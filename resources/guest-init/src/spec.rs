@@ -13,6 +13,10 @@ const FLAG_READ_ONLY: u8 = 1 << 0;
 const FLAG_STDIN: u8 = 1 << 1;
 const FLAG_TERMINAL: u8 = 1 << 2;
 
+const NO_INTERFACE: u8 = 0;
+const INTERFACE_ONLY: u8 = 1;
+const INTERFACE_WITH_ADDRESS: u8 = 2;
+
 const ROOT_INLINE: u8 = 0;
 const ROOT_LAYERED: u8 = 1;
 const ROOT_DISK: u8 = 2;
@@ -42,6 +46,19 @@ pub struct InitSpec {
     pub stdin: bool,
     /// The most processes and threads that the workload may have; 0 is no limit.
     pub pids: u32,
+    /// The first network interface, where there is one.
+    pub interface: Option<Interface>,
+}
+
+/// How the guest sets up its first network interface. All addresses are of IPv4.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its address and the length of its network's prefix; `None` only brings it up.
+    pub address: Option<([u8; 4], u8)>,
+    /// The default route.
+    pub gateway: Option<[u8; 4]>,
+    /// Name servers.
+    pub dns: Vec<[u8; 4]>,
 }
 
 /// Where the guest finds the workload's root file system.
@@ -119,7 +136,22 @@ impl InitSpec {
         out.list(&self.env);
         out.bytes(&self.cwd);
         out.bytes(&self.user);
+        self.write_interface(&mut out);
         out.0
+    }
+
+    fn write_interface(&self, out: &mut Writer) {
+        let Some(interface) = &self.interface else { return out.u8(NO_INTERFACE) };
+        match interface.address {
+            None => out.u8(INTERFACE_ONLY),
+            Some((address, prefix)) => {
+                out.u8(INTERFACE_WITH_ADDRESS);
+                out.bytes(&address);
+                out.u8(prefix);
+            }
+        }
+        out.list(interface.gateway.as_slice());
+        out.list(&interface.dns);
     }
 
     /// The specification that [`encode`](Self::encode) made `bytes` of.
@@ -150,7 +182,7 @@ impl InitSpec {
             _ => return None,
         };
         let modules = reader.list()?.into_iter().map(String::from_utf8).collect::<Result<_, _>>().ok()?;
-        Some(Self {
+        let spec = Self {
             modules,
             root,
             read_only: flags & FLAG_READ_ONLY != 0,
@@ -162,7 +194,30 @@ impl InitSpec {
             terminal: (flags & FLAG_TERMINAL != 0).then_some(size),
             stdin: flags & FLAG_STDIN != 0,
             pids,
-        })
+            interface: None,
+        };
+        Some(Self { interface: Self::read_interface(reader)?, ..spec })
+    }
+
+    /// The outer `None` is for what is malformed.
+    fn read_interface(reader: &mut Reader<'_>) -> Option<Option<Interface>> {
+        let address = match reader.u8()? {
+            NO_INTERFACE => return Some(None),
+            INTERFACE_ONLY => None,
+            INTERFACE_WITH_ADDRESS => {
+                Some((reader.bytes()?.try_into().ok()?, reader.u8().filter(|prefix| *prefix <= 32)?))
+            }
+            _ => return None,
+        };
+        let addresses = |list: Vec<Vec<u8>>| -> Option<Vec<[u8; 4]>> {
+            list.into_iter().map(|bytes| bytes.try_into().ok()).collect()
+        };
+        let gateways = addresses(reader.list()?)?;
+        let dns = addresses(reader.list()?)?;
+        if gateways.len() > 1 {
+            return None;
+        }
+        Some(Some(Interface { address, gateway: gateways.first().copied(), dns }))
     }
 }
 
@@ -183,13 +238,19 @@ mod tests {
             terminal: Some((24, 80)),
             stdin: true,
             pids: 7,
+            interface: Some(Interface {
+                address: Some(([192, 0, 2, 1], 24)),
+                gateway: Some([192, 0, 2, 254]),
+                dns: vec![[1, 1, 1, 1], [8, 8, 8, 8]],
+            }),
         }
     }
 
     #[test]
     fn a_specification_survives_the_journey() {
         let disk = Root::Disk { device: b"/dev/vda".to_vec(), fstype: b"ext4".to_vec() };
-        for spec in [InitSpec::default(), full(), InitSpec { root: disk, terminal: None, ..full() }] {
+        let interface = Some(Interface::default());
+        for spec in [InitSpec::default(), full(), InitSpec { root: disk, terminal: None, interface, ..full() }] {
             assert_eq!(InitSpec::decode(&spec.encode()), Ok(spec));
         }
     }

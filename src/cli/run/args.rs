@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use amphi::spec::{CpuLimit, DiskSpec, MemorySize};
+use amphi::spec::{CpuLimit, DiskSpec, MemorySize, Network, PortMapping, UserNetwork};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
@@ -74,9 +74,10 @@ pub(crate) struct RunArgs {
     /// Host name inside
     #[arg(long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
-    /// Network: none is the only one yet
-    #[arg(long, value_name = "NETWORK", default_value = "none")]
-    network: String,
+    /// Network: none, user (the host's connections, by passt) or tap:NAME (vm only, but for none). Options behind commas:
+    /// mac=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; with tap: also ip=ADDRESS/PREFIX, gateway=, dns=
+    #[arg(long, value_name = "NETWORK[,OPTION]...", default_value = "none")]
+    network: Network,
     /// Accepted for docker's sake: PID 1 reaps orphans and passes signals on in both isolations anyway
     #[arg(long)]
     init: bool,
@@ -97,8 +98,9 @@ pub(crate) struct RunArgs {
     detach: bool,
     #[arg(short, long, hide = true)]
     volume: Vec<OsString>,
-    #[arg(short, long, hide = true)]
-    publish: Vec<OsString>,
+    /// Let a port of the host lead to one of the workload's; may be repeated (with --network user)
+    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/udp]")]
+    publish: Vec<PortMapping>,
     /// Write the run's timeline to this descriptor, as a line of JSON
     #[arg(long, hide = true, value_name = "FD")]
     pub(super) timeline_fd: Option<i32>,
@@ -134,6 +136,19 @@ impl RunArgs {
         .find_map(|(option, given)| given.then_some(option))
     }
 
+    /// The network, with the ports that lead into it.
+    pub(super) fn network(&self) -> Network {
+        match &self.network {
+            Network::User(user) => Network::User(UserNetwork { ports: self.publish.clone(), ..user.clone() }),
+            other => other.clone(),
+        }
+    }
+
+    /// Whether only a microVM can do what is asked for.
+    pub(super) fn needs_vm(&self) -> bool {
+        self.vm_only_option().is_some() || !self.network.is_none()
+    }
+
     /// Whether keys go to the command one by one, instead of lines that the terminal has edited.
     pub(super) const fn wants_raw_mode(&self) -> bool {
         self.interactive && self.tty
@@ -142,14 +157,16 @@ impl RunArgs {
     /// Checks what is wrong whatever the image and the host are.
     pub(super) fn check(&self) -> Result<(), CliError> {
         let wrong = |option, problem: &str| Err(CliError::Option { option, problem: problem.to_owned() });
-        for (option, given) in [("-d", self.detach), ("-v", !self.volume.is_empty()), ("-p", !self.publish.is_empty())]
-        {
+        for (option, given) in [("-d", self.detach), ("-v", !self.volume.is_empty())] {
             if given {
                 return wrong(option, "not supported yet");
             }
         }
-        if self.network != "none" {
-            return wrong("--network", &format!("{:?} is not supported yet: use none", self.network));
+        if !self.publish.is_empty() && !matches!(self.network, Network::User(_)) {
+            return wrong("--publish", "ports are for a network that the host makes: use --network user as well");
+        }
+        if self.isolation == IsolationChoice::Container && !self.network.is_none() {
+            return wrong("--network", "a container has none as yet: use --isolation vm, or leave the option out");
         }
         if let (IsolationChoice::Container, Some(option)) = (self.isolation, self.vm_only_option()) {
             return wrong(option, "a container shares the host's kernel: use --isolation vm, or leave the option out");
@@ -250,17 +267,22 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_said() {
-        for (line, option) in [
-            (["-d", "builtin"].as_slice(), "-d"),
-            (&["-v", "/a:/b", "builtin"], "-v"),
-            (&["-p", "80:80", "builtin"], "-p"),
-            (&["--network", "bridge", "builtin"], "--network"),
-        ] {
+        for (line, option) in [(["-d", "builtin"].as_slice(), "-d"), (&["-v", "/a:/b", "builtin"], "-v")] {
             let (named, problem) = problem(line);
             assert_eq!(named, option);
             assert!(problem.contains("not supported yet"), "{problem}");
         }
+    }
+
+    #[test]
+    fn networks_are_for_microvms_and_ports_for_networks() {
         assert!(parse(&["--network", "none", "builtin"]).check().is_ok());
+        let args = parse(&["--network", "user", "-p", "80:81", "-p", "1:2/udp", "builtin"]);
+        assert!(args.check().is_ok() && args.needs_vm());
+        assert!(matches!(args.network(), Network::User(user) if user.ports.len() == 2));
+        assert_eq!(problem(&["-p", "80:80", "builtin"]).0, "--publish");
+        assert_eq!(problem(&["--network", "tap:t", "-p", "80:80", "builtin"]).0, "--publish");
+        assert_eq!(problem(&["--network", "user", "--isolation", "container", "builtin"]).0, "--network");
     }
 
     #[test]

@@ -28,8 +28,9 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         }
     };
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
-    let (initrd, arguments, disks) = (args.initrd.clone(), args.kernel_arg.clone(), args.disk.clone());
-    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, disks };
+    let (initrd, arguments) = (args.initrd.clone(), args.kernel_arg.clone());
+    let (disks, network) = (args.disk.clone(), args.network());
+    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, disks, network };
     // Held so that signals end the machine with the terminal restored.
     let _forwarder = Forwarder::start(IsolationKind::Vm)?;
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();

@@ -80,9 +80,7 @@ fn choose(args: &RunArgs, image: &Image) -> Result<IsolationKind, CliError> {
         IsolationChoice::Vm => Ok(IsolationKind::Vm),
         IsolationChoice::Container => Ok(IsolationKind::Container),
         // What only a VM can do leaves no choice; if KVM is no use, the VM half says why.
-        IsolationChoice::Auto if args.vm_only_option().is_some() || matches!(image.rootfs, Rootfs::Disk(_)) => {
-            Ok(IsolationKind::Vm)
-        }
+        IsolationChoice::Auto if args.needs_vm() || matches!(image.rootfs, Rootfs::Disk(_)) => Ok(IsolationKind::Vm),
         IsolationChoice::Auto => {
             let status = host::kvm::probe();
             if status.is_usable() {
@@ -96,6 +94,7 @@ fn choose(args: &RunArgs, image: &Image) -> Result<IsolationKind, CliError> {
 
 fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     let mut builder = RunSpec::builder(image).stdin(args.interactive).read_only(args.read_only);
+    builder = builder.network(args.network());
     let command = args.command();
     if !command.is_empty() {
         builder = builder.args(command.iter().cloned());

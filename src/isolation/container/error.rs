@@ -23,6 +23,9 @@ pub enum ContainerError {
     /// A setting that only a microVM has.
     #[error("{0} has no meaning for a container: it needs --isolation vm")]
     VmOnly(&'static str),
+    /// A network other than none.
+    #[error("--network: a container has none as yet: use --network none, or --isolation vm")]
+    Network,
     /// There is nothing to execute.
     #[error("no command to run: the argument list is empty")]
     NoCommand,

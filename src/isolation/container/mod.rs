@@ -104,6 +104,9 @@ impl Isolation for ContainerIsolation {
         if !spec.vm.disks.is_empty() {
             return Err(ContainerError::VmOnly("--disk").into());
         }
+        if !spec.network.is_none() {
+            return Err(ContainerError::Network.into());
+        }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let root = open_root(directory)?;

@@ -11,6 +11,7 @@ use amphi_devices::legacy::serial::Serial;
 use amphi_devices::virtio::VirtioDevice;
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport};
+use amphi_devices::virtio::net::Net;
 use amphi_devices::{Bus, BusDevice, Interrupt};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -31,6 +32,8 @@ pub(super) struct Devices {
     pub(super) console_ports: Vec<Port>,
     /// The disks, in the order in which the guest sees them.
     pub(super) disks: Vec<Disk>,
+    /// The network device.
+    pub(super) network: Option<Net>,
 }
 
 /// Where COM1 leads.
@@ -68,6 +71,9 @@ impl DeviceSet {
         }
         for (index, disk) in devices.disks.into_iter().enumerate() {
             builder.add_virtio(disk.device(index)?, Notify::EventFd)?;
+        }
+        if let Some(network) = devices.network {
+            builder.add_virtio(network, Notify::EventFd)?;
         }
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),

@@ -15,9 +15,11 @@ use super::error::VmError;
 use super::load::Initrd;
 use super::machine::{Machine, MachineConfig, MachineExit};
 use super::memory;
+use super::network::{self, NetworkError};
+use super::passt::Passt;
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, DiskSpec, MemorySize};
+use crate::spec::{self, DiskSpec, MemorySize, Network};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -41,6 +43,9 @@ pub struct DirectBoot {
     pub memory: MemorySize,
     /// The disks, in the order in which the guest sees them.
     pub disks: Vec<DiskSpec>,
+    /// The network that the guest's first interface is in. The guest sets it up by itself; in a `user` network, there
+    /// is DHCP.
+    pub network: Network,
 }
 
 impl DirectBoot {
@@ -70,6 +75,11 @@ impl DirectBoot {
         let kernel = Kernel::resolve(Some(&self.kernel))?;
         let disks = self.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
         let initrd = self.initrd.as_deref().map(InitrdFile::open).transpose()?;
+        spec::check_network(&self.network)?;
+        let (network, mut passt) = match network::connect(&self.network)? {
+            Some(connected) => (Some(connected.device), connected.passt),
+            None => (None, None),
+        };
         let command_line = self.command_line();
         let serial = SerialConsole { input: Some(input), output: Box::new(File::from(output)) };
         let machine = Machine::build(
@@ -79,13 +89,14 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks },
+                devices: Devices { serial, console_ports: Vec::new(), disks, network },
             },
             Arc::clone(&first_instruction),
         )?;
+        passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
         created.mark();
         machine.start(&action)?;
-        Ok(DirectMachine { machine, created, first_instruction })
+        Ok(DirectMachine { machine, _passt: passt, created, first_instruction })
     }
 
     fn command_line(&self) -> String {
@@ -101,6 +112,8 @@ impl DirectBoot {
 /// A machine that a [`DirectBoot`] has started. Dropping it ends the guest.
 pub struct DirectMachine {
     machine: Machine,
+    /// After the machine, whose end ends it.
+    _passt: Option<Passt>,
     created: Stamp,
     first_instruction: Arc<Stamp>,
 }
@@ -186,6 +199,7 @@ mod tests {
             vcpus: 1,
             memory: MemorySize::from_mib(128),
             disks: Vec::new(),
+            network: Network::None,
         }
         .command_line()
     }

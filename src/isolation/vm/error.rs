@@ -8,6 +8,7 @@ use amphi_guest_init::MessageError;
 
 use super::kernel_image::KernelImageError;
 use super::machine::MachineExit;
+use super::network::NetworkError;
 use crate::host::kvm::KvmStatus;
 use crate::image::DiskError;
 use crate::kernel::KernelError;
@@ -82,6 +83,9 @@ pub enum VmError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// There is no network such as was asked for.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A setting that makes no sense, or not on this host.
     #[error(transparent)]
     Setting(#[from] SpecError),

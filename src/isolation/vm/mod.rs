@@ -12,7 +12,9 @@ mod kernel_image;
 mod load;
 mod machine;
 mod memory;
+mod network;
 mod outputs;
+mod passt;
 mod plan;
 mod sandbox;
 mod seccomp;
@@ -26,6 +28,8 @@ pub use error::VmError;
 pub use kernel_image::KernelImageError;
 pub use machine::MachineExit;
 pub use memory::MAPPING_NAME;
+pub use network::NetworkError;
+pub use passt::PasstError;
 pub use seccomp::confine_caller;
 
 use std::fmt;

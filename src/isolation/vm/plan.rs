@@ -8,10 +8,11 @@ use amphi_guest_init::InitSpec;
 
 use super::disks::Disk;
 use super::error::VmError;
+use super::network;
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
 use crate::kernel::Kernel;
-use crate::spec::{MemorySize, RunSpec};
+use crate::spec::{MemorySize, Network, RunSpec};
 
 /// The vCPUs of a run that names no number.
 const DEFAULT_VCPUS: u32 = 1;
@@ -44,6 +45,7 @@ pub(super) struct Plan {
     pub(super) vcpus: u8,
     pub(super) memory: u64,
     pub(super) disks: Vec<Disk>,
+    pub(super) network: Network,
     pub(super) stdin: bool,
 }
 
@@ -56,6 +58,9 @@ impl Plan {
         let mut wanted = vec!["virtio_mmio", "virtio_console"];
         if !root.is_inline() || !spec.vm.disks.is_empty() {
             wanted.push("virtio_blk");
+        }
+        if !spec.network.is_none() {
+            wanted.push(network::MODULE);
         }
         wanted.extend(root.modules());
         let modules = kernel.modules_for(&wanted)?;
@@ -72,7 +77,8 @@ impl Plan {
             command_line.push_str(argument);
         }
         let disks = root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, stdin: spec.process.stdin })
+        let (network, stdin) = (spec.network.clone(), spec.process.stdin);
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, stdin })
     }
 }
 
@@ -111,5 +117,6 @@ fn init_spec(spec: &RunSpec, root: &GuestRoot) -> InitSpec {
         terminal: spec.process.terminal.map(|size| (size.rows, size.columns)),
         stdin: spec.process.stdin,
         pids: spec.resources.pids.unwrap_or(0),
+        interface: network::interface(&spec.network),
     }
 }

@@ -20,7 +20,9 @@ use super::disks::Disk;
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
 use super::machine::{Machine, MachineConfig};
+use super::network::{self, NetworkError};
 use super::outputs::Outputs;
+use super::passt::Passt;
 use super::plan::Plan;
 use super::tail::{self, Tail};
 use crate::image::initramfs::Initramfs;
@@ -60,6 +62,8 @@ struct Running {
     control: UnixStream,
     outputs: Arc<Outputs>,
     console: Tail,
+    /// After the machine, whose end ends it.
+    _passt: Option<Passt>,
 }
 
 /// What became of the workload, kept for later calls of `wait`.
@@ -138,6 +142,11 @@ impl VmSandbox {
             .map(Disk::try_clone)
             .collect::<io::Result<_>>()
             .map_err(VmError::host("duplicate a disk's descriptor"))?;
+        // Before the machine is built: passt gets ready meanwhile.
+        let (network, mut passt) = match network::connect(&self.plan.network)? {
+            Some(connected) => (Some(connected.device), connected.passt),
+            None => (None, None),
+        };
         let machine = Machine::build(
             MachineConfig {
                 kernel: &self.plan.kernel,
@@ -149,13 +158,15 @@ impl VmSandbox {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
                     disks,
+                    network,
                 },
             },
             Arc::clone(&self.stamps.first_instruction),
         )?;
+        passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
         self.stamps.created.mark();
         machine.start(&*self.before_guest)?;
-        Ok(Running { machine, control, outputs, console })
+        Ok(Running { machine, control, outputs, console, _passt: passt })
     }
 
     fn running(&self) -> Option<Arc<Running>> {
@@ -376,6 +387,7 @@ mod tests {
             vcpus: 1,
             memory: 16 << 20,
             disks: Vec::new(),
+            network: crate::spec::Network::None,
             stdin: false,
         };
         VmSandbox::new(plan, Stdio::null().unwrap(), Arc::new(|| Ok(())))

@@ -7,6 +7,7 @@ mod mounts;
 mod network;
 mod ports;
 mod pump;
+mod resolver;
 mod root;
 mod supervise;
 mod wait;
@@ -77,6 +78,10 @@ fn run_in_root(
 ) -> Result<FromGuest, StartError> {
     mounts::standard()?;
     network::loopback_up();
+    if let Some(interface) = &spec.interface {
+        network::set_up(interface)?;
+        resolver::configure(&interface.dns)?;
+    }
     rustix::system::sethostname(&spec.hostname).context(|| "cannot set the host name".into())?;
     let cgroup = mounts::limit_processes(spec.pids)?;
     let workload = Workload::prepare(spec, cgroup)?;

@@ -1,0 +1,115 @@
+//! What a microVM's network device is connected to, and what the guest is told of it.
+
+use std::net::Ipv4Addr;
+
+use amphi_devices::rate_limiter::{self, RateLimits};
+use amphi_devices::virtio::net::{Backend, FrameSocket, Net, Settings, Tap, TapError};
+use amphi_guest_init::Interface;
+
+use super::error::VmError;
+use super::passt::{Passt, PasstError};
+use crate::spec::{Link, LinkLimits, MacAddress, Network, Rate};
+
+/// The guest's module for its network device.
+pub(super) const MODULE: &str = "virtio_net";
+
+/// The addresses of a `user` network, those that users of other VMMs know.
+pub(super) const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(super) const USER_PREFIX: u8 = 24;
+pub(super) const USER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(super) const USER_DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// The largest IP packet there. Nothing is offloaded to passt, so large packets are what makes it fast; this is the
+/// largest multiple of 16 whose frame passt takes.
+pub(super) const USER_MTU: u16 = 65_520;
+
+/// Why there is no network for a microVM.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The tap interface cannot be had.
+    #[error("--network tap:{name} cannot be had{hint}")]
+    Tap {
+        /// The interface.
+        name: String,
+        /// What to do; empty, or in parentheses.
+        hint: String,
+        /// Why.
+        source: TapError,
+    },
+    /// There is no passt, or it cannot do its work.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
+}
+
+/// A network device, connected.
+pub(super) struct Connected {
+    pub(super) device: Net,
+    /// What is on the other end, if that is a process.
+    pub(super) passt: Option<Passt>,
+}
+
+/// Connects a device to `network`, if that is any.
+pub(super) fn connect(network: &Network) -> Result<Option<Connected>, VmError> {
+    let connected = match network {
+        Network::None => return Ok(None),
+        Network::User(user) => {
+            let (passt, socket) = Passt::start(&user.ports).map_err(NetworkError::from)?;
+            let device = device(Box::new(FrameSocket::new(socket)), &user.link, USER_MTU)?;
+            Connected { device, passt: Some(passt) }
+        }
+        Network::Tap(tap) => {
+            let backend = Tap::open(&tap.name).map_err(|source| tap_error(&tap.name, source))?;
+            let mtu = backend.mtu();
+            Connected { device: device(Box::new(backend), &tap.link, mtu)?, passt: None }
+        }
+    };
+    Ok(Some(connected))
+}
+
+fn device(backend: Box<dyn Backend>, link: &Link, mtu: u16) -> Result<Net, VmError> {
+    let settings = Settings {
+        mac: link.mac.unwrap_or_else(MacAddress::random).octets(),
+        mtu: Some(mtu),
+        receive: limits(link.receive),
+        transmit: limits(link.transmit),
+    };
+    Net::new(backend, settings).map_err(VmError::host("make the network device"))
+}
+
+fn limits(limits: LinkLimits) -> RateLimits {
+    let rate = |rate: Rate| rate_limiter::Rate {
+        burst: rate.burst.unwrap_or(rate_limiter::Rate::new(rate.per_second).burst),
+        per_second: rate.per_second,
+    };
+    RateLimits { bandwidth: limits.bandwidth.map(rate), operations: limits.operations.map(rate) }
+}
+
+fn tap_error(name: &str, source: TapError) -> NetworkError {
+    let hint = match &source {
+        TapError::Permission { .. } => {
+            format!(" (as root, this makes one that you may use: ip tuntap add {name} mode tap user YOU)")
+        }
+        TapError::Busy { .. } => " (end the program that uses it, or name another one)".to_owned(),
+        TapError::Kind { .. } => " (name a tap interface, or one that does not exist, to have it made)".to_owned(),
+        TapError::Control(_) => " (it takes the kernel module tun, and permission for /dev/net/tun)".to_owned(),
+        TapError::Name(_) | TapError::SetUp { .. } => String::new(),
+    };
+    NetworkError::Tap { name: name.to_owned(), hint, source }
+}
+
+/// What the guest does with its network interface; `None` where it has none.
+pub(super) fn interface(network: &Network) -> Option<Interface> {
+    let octets = |address: Ipv4Addr| address.octets();
+    match network {
+        Network::None => None,
+        Network::User(_) => Some(Interface {
+            address: Some((USER_ADDRESS.octets(), USER_PREFIX)),
+            gateway: Some(USER_GATEWAY.octets()),
+            dns: vec![USER_DNS.octets()],
+        }),
+        Network::Tap(tap) => Some(Interface {
+            address: tap.address.map(|(address, prefix)| (address.octets(), prefix)),
+            gateway: tap.gateway.map(octets),
+            dns: tap.dns.iter().copied().map(octets).collect(),
+        }),
+    }
+}

@@ -1,0 +1,126 @@
+//! iperf3 in both directions. How fast it is does not matter here.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{tap, user};
+use crate::harness::{Amphi, Case, Finished, Isolation, netns, rootfs, vm};
+
+/// How much each run transfers.
+const AMOUNT: &str = "64M";
+const PORT: u16 = 5201;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        vm("iperf_over_tap", || {
+            netns::run(|| {
+                tap::make();
+                both_ways(tap::HOST, tap::NETWORK);
+            });
+        }),
+        vm("iperf_over_passt", || {
+            netns::run(|| {
+                user::make_host();
+                both_ways(user::HOST, "user");
+            });
+        }),
+        vm("iperf_into_a_published_port", || netns::run(into_a_published_port)),
+    ]
+}
+
+/// The busybox root with iperf3 and its libraries.
+fn root() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(rootfs::busybox()).arg(folder.path().join("root")).status().unwrap();
+    assert!(copied.success());
+    let program = PathBuf::from("/usr/bin/iperf3");
+    assert!(program.exists(), "no iperf3 here: apt-get install iperf3 (or: make setup)");
+    let listed = Command::new("ldd").arg(&program).output().unwrap().stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let libraries = listed.split_ascii_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    for file in libraries.chain([program]) {
+        let to = folder.path().join("root").join(file.strip_prefix("/").unwrap());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(&file, &to).unwrap();
+    }
+    folder
+}
+
+fn run(root: &Path, command: &str, network: &str) -> Amphi {
+    let image = format!("dir:{}", root.join("root").display());
+    Amphi::run_image(Isolation::Vm, image.as_ref(), ["/bin/sh", "-c", command]).with(["--network", network])
+}
+
+/// A server on the host that ends after one run; killed when dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(address: Ipv4Addr) -> Self {
+        let child = Command::new("iperf3")
+            .args(["-s", "-1", "-p", &PORT.to_string(), "-B", &address.to_string()])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn both_ways(host: Ipv4Addr, network: &str) {
+    let root = root();
+    for direction in ["", "-R", "--bidir"] {
+        let server = Server::start(host);
+        let command = format!("/usr/bin/iperf3 -J -c {host} -p {PORT} -n {AMOUNT} {direction}");
+        let finished = run(root.path(), &command, network).finish().expect(0);
+        expect_transfer(&finished, 64 << 20);
+        drop(server);
+    }
+}
+
+/// Fails unless iperf3's report says that so many bytes arrived.
+fn expect_transfer(finished: &Finished, least: u64) {
+    let report: Value = serde_json::from_slice(&finished.stdout).unwrap_or_else(|error| panic!("{error} {finished}"));
+    let sum =
+        if report["end"]["sum_received"].is_null() { &report["end"]["sum"] } else { &report["end"]["sum_received"] };
+    let bytes = sum["bytes"].as_u64().unwrap_or_else(|| panic!("no sum {finished}"));
+    assert!(bytes >= least, "{bytes} bytes {finished}");
+}
+
+/// TCP and UDP to a server in the guest.
+fn into_a_published_port() {
+    user::make_host();
+    let root = root();
+    let port = format!("{PORT}:{PORT}");
+    let command = format!("/usr/bin/iperf3 -s -1 -p {PORT}; /usr/bin/iperf3 -s -1 -p {PORT}");
+    let guest = run(root.path(), &command, "user").with(["-p", &port, "-p", &format!("{port}/udp")]);
+    let mut started = guest.start();
+    started.wait_for_output("Server listening");
+    for protocol in [["-n", "16M"].as_slice(), &["-u", "-b", "10M", "-n", "1M"]] {
+        let mut attempts = 0;
+        loop {
+            let localhost = IpAddr::from(Ipv4Addr::LOCALHOST).to_string();
+            let client = Command::new("iperf3").args(["-J", "-c", &localhost]).args(protocol).output().unwrap();
+            let report: Value = serde_json::from_slice(&client.stdout).unwrap();
+            if client.status.success() {
+                assert!(report["end"].to_string().contains("bytes"), "{report}");
+                break;
+            }
+            // The second server starts a little after the first has ended.
+            attempts += 1;
+            assert!(attempts < 20, "{protocol:?}: {report}");
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+    }
+    started.finish().expect(0);
+}

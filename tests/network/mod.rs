@@ -1,0 +1,12 @@
+//! Networks of microVMs, each in a network namespace of its case's.
+
+mod errors;
+mod iperf;
+mod tap;
+mod user;
+
+use crate::harness::Case;
+
+pub(crate) fn cases() -> Vec<Case> {
+    [tap::cases(), user::cases(), iperf::cases(), errors::cases()].into_iter().flatten().collect()
+}
