@@ -21,20 +21,6 @@ fn copied_root(folder: &Path) -> PathBuf {
     root
 }
 
-/// An ext4 disk with the busybox root.
-fn disk(folder: &Path) -> String {
-    let disk = folder.join("disk.img");
-    let made = Command::new("/sbin/mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(rootfs::busybox())
-        .arg(&disk)
-        .arg("32M")
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    format!("disk:{}", disk.display())
-}
-
 fn a_root_too_large_for_the_initramfs(isolation: Isolation) {
     let folder = tempfile::tempdir().unwrap();
     let root = copied_root(folder.path());
@@ -52,7 +38,7 @@ fn a_root_too_large_for_the_initramfs(isolation: Isolation) {
 
 fn a_disk_keeps_what_is_written() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = disk(folder.path());
+    let disk = rootfs::ext4(folder.path());
     Amphi::run_image(Isolation::Vm, disk.as_ref(), ["/bin/sh", "-c", "echo kept >/file"]).finish().expect(0);
     let finished = Amphi::run_image(Isolation::Vm, disk.as_ref(), ["/bin/cat", "/file"]).finish().expect(0);
     assert_eq!(finished.text(), "kept", "{finished}");
@@ -63,7 +49,7 @@ fn a_disk_keeps_what_is_written() {
 
 fn a_read_only_disk_refuses_writes() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = disk(folder.path());
+    let disk = rootfs::ext4(folder.path());
     let before = fs::read(disk.strip_prefix("disk:").unwrap()).unwrap();
     Amphi::run_image(Isolation::Vm, disk.as_ref(), ["/bin/sh", "-c", "touch /file || exit 9"])
         .with(["--read-only"])

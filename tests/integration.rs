@@ -6,7 +6,9 @@
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]
 
+mod block;
 mod cli;
+mod confinement;
 mod container;
 mod direct_boot;
 mod disks;
@@ -30,11 +32,13 @@ fn main() -> ExitCode {
     }
     let cases = [
         cli::cases(),
+        block::cases(),
         streams::cases(),
         process::cases(),
         limits::cases(),
         lifecycle::cases(),
         container::cases(),
+        confinement::cases(),
         direct_boot::cases(),
         kernels::cases(),
         disks::cases(),

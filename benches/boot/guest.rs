@@ -1,5 +1,7 @@
 //! The smallest guests there are: an initramfs whose PID 1 is a program of some tens of bytes.
 
+use crate::newc::entry;
+
 /// What PID 1 writes to the console as its first act.
 pub(crate) const MARK: &[u8] = b"init-ready\n";
 
@@ -78,18 +80,4 @@ fn elf(first: &[u8], second: &[u8]) -> Vec<u8> {
     file.extend(first);
     file.extend(second);
     file
-}
-
-fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), body: &[u8]) {
-    let fields = [0, mode, 0, 0, 1, 0, u32::try_from(body.len()).unwrap(), 0, 0, device.0, device.1];
-    archive.extend(b"070701");
-    for field in fields {
-        archive.extend(format!("{field:08x}").bytes());
-    }
-    archive.extend(format!("{:08x}{:08x}", name.len() + 1, 0).bytes());
-    archive.extend(name.bytes());
-    archive.push(0);
-    archive.resize(archive.len().next_multiple_of(4), 0);
-    archive.extend(body);
-    archive.resize(archive.len().next_multiple_of(4), 0);
 }

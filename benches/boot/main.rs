@@ -10,8 +10,11 @@
 
 mod guest;
 mod memory;
+#[path = "../harness/newc.rs"]
+mod newc;
 mod report;
 mod subject;
+#[path = "../harness/world.rs"]
 mod world;
 
 use std::path::Path;
@@ -58,7 +61,11 @@ fn measure(directory: &Path, runs: usize) -> Result<(), String> {
         }
     }
     let table = Table::new(&subjects, &measured);
-    println!("{}", world::heading(runs));
+    println!(
+        "\n{runs} runs of each, interleaved, after one that does not count; whole process, from start to exit.\n\
+         All figures but ratios: {}; minimum / median.\n",
+        world::unit()
+    );
     print!("{table}");
     world::progress("memory");
     let footprints: Vec<_> = subjects.iter().filter_map(Subject::footprint).collect();

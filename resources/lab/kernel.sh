@@ -1,6 +1,5 @@
 # The lab's kernel and initramfs, made once and kept in the cache. Sourced by lab.
 #
-# cache/lock                     held while something below is being made
 # cache/linux/                   the distribution's kernel package, unpacked; `package` names it
 # cache/initramfs-KEY.cpio       busybox, the modules that the root needs, init; KEY covers all of it
 
@@ -9,11 +8,7 @@ lab_modules=(virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay kvm_am
 
 # Sets vmlinuz, release and initramfs.
 prepare_kernel() {
-  exec {lock}>"$cache/lock"
-  if ! flock -n "$lock"; then
-    say "waiting for another lab to finish preparing $cache"
-    flock "$lock"
-  fi
+  lock_cache
   [[ -f $cache/linux/package ]] || fetch_kernel
   vmlinuz=$(compgen -G "$cache/linux/boot/vmlinuz-*" | head -n 1) || die "no kernel in $cache/linux: remove that folder and try again"
   release=${vmlinuz##*/vmlinuz-}

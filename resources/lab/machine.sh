@@ -79,7 +79,7 @@ run_machine() {
   exec {err}> >(trap '' INT TERM; exec cat >&2 {in}<&- {held}>&- {out}>&-) && local err_cat=$!
 
   # The death of this script, however it comes, ends the machine too.
-  setpriv --pdeathsig TERM -- timeout --foreground -k 5 "$limit" qemu-system-x86_64 \
+  setpriv --pdeathsig TERM -- timeout --foreground -k 5 "$limit" "${qemu[@]}" \
     -name amphi-lab -M q35 "${accelerator[@]}" -cpu EPYC,+svm,+npt -smp "$cpus" -m "$memory" \
     -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$vmlinuz" -initrd "$run/initrd" \

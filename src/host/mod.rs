@@ -7,6 +7,8 @@ mod features;
 pub mod kvm;
 mod namespaces;
 mod paths;
+pub(crate) mod privileges;
+pub(crate) mod seccomp;
 
 pub use diagnosis::{Check, Diagnosis, Level, diagnose};
 pub use paths::{Dirs, DirsAlreadySet, data_dir, set_dirs, state_dir};

@@ -1,8 +1,7 @@
 //! The form in which a guest gets its root file system.
 
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use amphi_guest_init::Root;
 use super::Rootfs;
 use super::cache::{self, CacheError};
 use super::disk::{self, DiskFormatError};
+use super::disk_file::{DiskError, open_disk};
 use super::tree::{Tree, TreeError};
 use super::xattr;
 
@@ -21,9 +21,9 @@ const INLINE_SHARE: u64 = 8;
 
 /// A root file system, ready to be shown to a guest.
 #[derive(Debug)]
-pub enum GuestRoot {
+pub(crate) enum GuestRoot {
     /// A small directory, to be packed into the initramfs.
-    Inline(PathBuf),
+    Inline(Tree),
     /// A read-only image, to be the first disk; the guest lays a writable layer in memory over it.
     Block {
         /// The image, open for reading.
@@ -50,19 +50,8 @@ pub enum GuestRootError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The disk cannot be used.
-    #[error("cannot open the disk {path}", path = path.display())]
-    Disk {
-        /// The disk's file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
-    /// The disk belongs to another run.
-    #[error("the disk {path} is in use by another run; a writable disk can have only one user", path = path.display())]
-    DiskInUse {
-        /// The disk's file.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The disk holds no usable file system.
     #[error("cannot boot from the disk {path}", path = path.display())]
     DiskFormat {
@@ -78,7 +67,7 @@ impl GuestRoot {
     ///
     /// # Errors
     /// The root file system cannot be read, or not be made into a disk image.
-    pub fn plan(rootfs: &Rootfs, memory: u64, read_only: bool) -> Result<Self, GuestRootError> {
+    pub(crate) fn plan(rootfs: &Rootfs, memory: u64, read_only: bool) -> Result<Self, GuestRootError> {
         match rootfs {
             Rootfs::Directory(path) => {
                 Self::of_directory(path, memory, &crate::host::data_dir().join("cache").join("dirs"))
@@ -90,28 +79,21 @@ impl GuestRoot {
     fn of_directory(path: &Path, memory: u64, cache: &Path) -> Result<Self, GuestRootError> {
         let tree = Tree::scan(path)?;
         if fits_in_memory(&tree, INLINE_LIMIT.min(memory / INLINE_SHARE)) && !has_attributes(&tree)? {
-            return Ok(Self::Inline(path.to_owned()));
+            return Ok(Self::Inline(tree));
         }
         Ok(Self::Block { file: cache::image_of(&tree, cache)?, fstype: "erofs" })
     }
 
     fn of_disk(path: &Path, read_only: bool) -> Result<Self, GuestRootError> {
-        let failed = |source| GuestRootError::Disk { path: path.to_owned(), source };
-        let file = File::options().read(true).write(!read_only).open(path).map_err(failed)?;
-        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(GuestRootError::DiskInUse { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        let file = open_disk(path, read_only)?;
         let fstype = disk::file_system(&file)
-            .map_err(failed)?
+            .map_err(|source| DiskError::Open { path: path.to_owned(), source })?
             .map_err(|source| GuestRootError::DiskFormat { path: path.to_owned(), source })?;
         Ok(Self::Disk { file, fstype })
     }
 
     /// The kernel modules that the guest needs for it, beyond those of the disk's driver, by name.
-    #[must_use]
-    pub fn modules(&self) -> &'static [&'static str] {
+    pub(crate) fn modules(&self) -> &'static [&'static str] {
         match self {
             Self::Inline(_) => &[],
             Self::Block { .. } => &["erofs", "overlay"],
@@ -123,18 +105,13 @@ impl GuestRoot {
         }
     }
 
-    /// The directory to be packed into the initramfs, if it is that form.
-    #[must_use]
-    pub fn inline(&self) -> Option<&Path> {
-        match self {
-            Self::Inline(path) => Some(path),
-            Self::Block { .. } | Self::Disk { .. } => None,
-        }
+    /// Whether it travels in the initramfs.
+    pub(crate) fn is_inline(&self) -> bool {
+        matches!(self, Self::Inline(_))
     }
 
     /// The form in the guest's words, where the disk is called `device`, such as `/dev/vda`.
-    #[must_use]
-    pub fn in_guest(&self, device: &str) -> Root {
+    pub(crate) fn in_guest(&self, device: &str) -> Root {
         let device = device.as_bytes().to_vec();
         match self {
             Self::Inline(_) => Root::Inline,
@@ -184,7 +161,7 @@ mod tests {
             fs::hard_link(root.join("f"), root.join(n.to_string())).unwrap();
         }
         let plan = |memory| GuestRoot::of_directory(&root, memory, &cache).unwrap();
-        assert_eq!(plan(128 << 20).inline(), Some(&*root), "names of one file count once");
+        assert!(plan(128 << 20).is_inline(), "names of one file count once");
         let block = plan(8 << 20);
         assert_eq!(block.modules(), ["erofs", "overlay"]);
         assert_eq!(
@@ -219,7 +196,7 @@ mod tests {
         let first = GuestRoot::of_disk(&path, false).unwrap();
         assert_eq!(first.modules(), ["ext4"]);
         for read_only in [false, true] {
-            assert!(matches!(GuestRoot::of_disk(&path, read_only), Err(GuestRootError::DiskInUse { .. })));
+            assert!(matches!(GuestRoot::of_disk(&path, read_only), Err(GuestRootError::Disk(DiskError::InUse { .. }))));
         }
         drop(first);
         let _one = GuestRoot::of_disk(&path, true).unwrap();

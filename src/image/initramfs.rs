@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use amphi_guest_init::{DIRECTORIES, INLINE_ROOT, InitSpec, MODULES_DIR, SPEC_PATH};
 
@@ -86,15 +86,14 @@ impl Entry {
 }
 
 impl Initramfs {
-    /// Plans the archive: `spec` with `modules`, in loading order, in place of its own, and what is in the
-    /// directory `inline_root`, if that is to be the guest's root.
+    /// Plans the archive: `spec` with `modules`, in loading order, in place of its own, and what is in the tree
+    /// `inline_root`, if that is to be the guest's root.
     ///
     /// # Errors
     /// A file cannot be found, or does not fit.
-    pub fn new(spec: &InitSpec, modules: &[PathBuf], inline_root: Option<&Path>) -> Result<Self, InitramfsError> {
-        let tree = inline_root.map(Tree::scan).transpose()?;
+    pub(crate) fn new(spec: &InitSpec, modules: &[PathBuf], inline_root: Option<Tree>) -> Result<Self, InitramfsError> {
         let mut plan = Self { entries: Vec::new(), tree: None, length: 0 };
-        let directories = DIRECTORIES.iter().filter(|&&directory| directory != INLINE_ROOT || tree.is_none());
+        let directories = DIRECTORIES.iter().filter(|&&directory| directory != INLINE_ROOT || inline_root.is_none());
         for directory in directories {
             plan.add(directory, 0o40_755, (0, 0), Body::Static(b""), 0)?;
         }
@@ -113,7 +112,7 @@ impl Initramfs {
         let spec = InitSpec { modules: names, ..spec.clone() }.encode();
         let size = spec.len() as u64;
         plan.add(SPEC_PATH, 0o100_600, (0, 0), Body::Bytes(spec), size)?;
-        if let Some(tree) = tree {
+        if let Some(tree) = inline_root {
             plan.add_tree(&tree)?;
             plan.tree = Some(tree);
         }
@@ -371,7 +370,7 @@ mod tests {
         std::fs::write(&module, b"\x7fELF.").unwrap();
 
         let spec = InitSpec { hostname: b"h".to_vec(), ..InitSpec::default() };
-        let archive = Initramfs::new(&spec, std::slice::from_ref(&module), Some(&root)).unwrap();
+        let archive = Initramfs::new(&spec, std::slice::from_ref(&module), Some(Tree::scan(&root).unwrap())).unwrap();
         let mut bytes = Vec::new();
         archive.write_to(&mut bytes).unwrap();
         assert_eq!(bytes.len() as u64, archive.len());
@@ -401,7 +400,12 @@ mod tests {
         let file = dir.path().join("f");
         for (now, then) in [(&b"longer than that"[..], &b"short"[..]), (b"short", b"longer than that")] {
             std::fs::write(&file, now).unwrap();
-            let archive = Initramfs::new(&InitSpec::default(), std::slice::from_ref(&file), Some(dir.path())).unwrap();
+            let archive = Initramfs::new(
+                &InitSpec::default(),
+                std::slice::from_ref(&file),
+                Some(Tree::scan(dir.path()).unwrap()),
+            )
+            .unwrap();
             std::fs::write(&file, then).unwrap();
             let mut bytes = Vec::new();
             assert!(matches!(archive.write_to(&mut bytes), Err(InitramfsError::Module { .. })));

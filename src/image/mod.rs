@@ -3,6 +3,7 @@
 mod builtin;
 mod cache;
 mod disk;
+mod disk_file;
 mod erofs;
 mod guest_root;
 pub mod initramfs;
@@ -13,8 +14,10 @@ mod xattr;
 
 pub use cache::CacheError;
 pub use disk::DiskFormatError;
+pub use disk_file::{DiskError, open_disk};
 pub use erofs::ErofsError;
-pub use guest_root::{GuestRoot, GuestRootError};
+pub(crate) use guest_root::GuestRoot;
+pub use guest_root::GuestRootError;
 pub use initramfs::{Initramfs, InitramfsError};
 pub use reference::{ParseReferenceError, Reference};
 pub use rootfs::Rootfs;

@@ -65,7 +65,7 @@ pub fn build(
         Source::Package => {
             let apt = Apt::find()?;
             let name = format!("linux-source-{SERIES}");
-            let package = apt.show(&name)?.ok_or_else(|| no_source(&name))?;
+            let package = apt.find_package(&name, progress)?.ok_or_else(|| no_source(&name))?;
             (format!("{name}={}", package.version), package.sha256.clone(), Some((apt, package)))
         }
         Source::File(path) => (path.display().to_string(), hash_file(path)?.0, None),

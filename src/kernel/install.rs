@@ -67,7 +67,7 @@ pub fn install(store: &Store, source: &Source, progress: &mut dyn FnMut(Progress
 
 fn choose(apt: &Apt, source: &Source, progress: &mut dyn FnMut(Progress)) -> Result<Package, KernelError> {
     match source {
-        Source::Package(name) => apt.show(name)?.ok_or_else(|| {
+        Source::Package(name) => apt.find_package(name, progress)?.ok_or_else(|| {
             KernelError::tool(
                 "cannot fetch a kernel package",
                 format!("apt knows no package {name}; `apt-cache search linux-image` lists them, `apt-get update` renews the list"),

@@ -53,6 +53,19 @@ impl Apt {
         Ok(parse_package(&text))
     }
 
+    /// As [`Self::show`], but where apt does not know the package, its lists are fetched again first: a machine's first lists
+    /// may be older than the package. That they cannot be fetched is no error of its own.
+    pub(super) fn find_package(
+        &self,
+        name: &str,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Package>, KernelError> {
+        match self.show(name)? {
+            None if self.update(progress).is_ok() => self.show(name),
+            known => Ok(known),
+        }
+    }
+
     /// The names of packages that match the regular expression `pattern`.
     fn names(&self, pattern: &str) -> Result<Vec<String>, KernelError> {
         let mut search = command("apt-cache");

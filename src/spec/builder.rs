@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{
-    CpuLimit, MemorySize, Network, ParseNetworkError, Process, Resources, RunSpec, VmOptions, WindowSize, short_id,
+    CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmOptions,
+    WindowSize, short_id,
 };
 use crate::image::{Image, Rootfs};
 
@@ -57,6 +58,14 @@ pub enum SpecError {
     /// A kernel argument that would break out of the command line.
     #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
     KernelArgument(String),
+    /// A disk whose settings make no sense.
+    #[error("--disk {path}: {source}", path = path.display())]
+    Disk {
+        /// The disk's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ParseDiskError,
+    },
 }
 
 /// Settings that become a [`RunSpec`]; made by [`RunSpec::builder`].
@@ -205,6 +214,13 @@ impl RunSpecBuilder {
         self
     }
 
+    /// Adds a disk after those there are. MicroVMs only.
+    #[must_use]
+    pub fn disk(mut self, disk: DiskSpec) -> Self {
+        self.spec.vm.disks.push(disk);
+        self
+    }
+
     /// The checked specification.
     ///
     /// # Errors
@@ -224,6 +240,7 @@ impl RunSpecBuilder {
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
+        self.spec.vm.disks.iter().try_for_each(check_disk)?;
         Ok(self.spec)
     }
 }
@@ -283,6 +300,11 @@ pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
         return Err(SpecError::KernelArgument(argument.to_owned()));
     }
     Ok(())
+}
+
+/// Refuses a disk whose settings make no sense.
+pub(crate) fn check_disk(disk: &DiskSpec) -> Result<(), SpecError> {
+    disk.check().map_err(|source| SpecError::Disk { path: disk.path.clone(), source })
 }
 
 /// Refuses a network whose settings make no sense together.

@@ -1,6 +1,7 @@
 //! What to run and within which limits: validated, immutable, the same for both isolations.
 
 mod builder;
+mod disk;
 mod network;
 mod rate;
 mod resources;
@@ -10,7 +11,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use builder::{RunSpecBuilder, SpecError};
-pub(crate) use builder::{check_kernel_argument, check_memory, check_network, host_memory};
+pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, check_network, host_memory};
+pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
 pub use network::{
     Link, LinkLimits, MacAddress, Network, ParseMacError, ParseNetworkError, ParsePortError, PortMapping, Protocol,
     TapNetwork, UserNetwork,
@@ -84,4 +86,6 @@ pub struct VmOptions {
     pub kernel: Option<PathBuf>,
     /// Arguments added at the end of the kernel's command line.
     pub kernel_args: Vec<String>,
+    /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
+    pub disks: Vec<DiskSpec>,
 }

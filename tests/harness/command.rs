@@ -113,6 +113,14 @@ impl Amphi {
         start(command, line, self.input, self.input_stays_open).finish()
     }
 
+    /// Runs it as the last arguments of `wrapper`.
+    pub(crate) fn finish_under(self, wrapper: &[&str]) -> Finished {
+        let line = format!("{} {}", wrapper.join(" "), self.line());
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(BINARY).args(&self.args).args(&self.operands).envs(self.env.iter().cloned());
+        start(command, line, self.input, self.input_stays_open).finish()
+    }
+
     /// Runs it on a terminal of its own, through script(1), with `input` typed into it. The two output streams are one there.
     pub(crate) fn finish_on_terminal(self) -> Finished {
         let line = self.line();
@@ -159,6 +167,11 @@ impl Started {
                 self.give_up(&format!("{text:?} did not come out"));
             }
         }
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal to `amphi`.

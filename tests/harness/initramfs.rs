@@ -23,6 +23,7 @@ case $do in
   poweroff) busybox poweroff -f ;;
   reboot) busybox reboot -f ;;
   panic) exit 1 ;;
+  disk) busybox cat /dev/vda; busybox poweroff -f ;;
   echo) read -r line; echo "read: $line"; busybox poweroff -f ;;
 esac
 busybox sleep 1000

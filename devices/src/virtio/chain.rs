@@ -99,11 +99,11 @@ impl Chain<'_> {
     }
 }
 
-// SAFETY: The pointers are to guest memory, which all threads of this process may access for 'm, as volatile.
-unsafe impl Send for Buffers<'_> {}
-
 /// A byte of guest memory that the device may write.
 pub(super) struct GuestByte<'m>(*mut u8, PhantomData<&'m GuestMemoryMmap>);
+
+// SAFETY: Guest memory is shared with the guest's processors in any case; every thread accesses it as volatile.
+unsafe impl Send for GuestByte<'_> {}
 
 impl GuestByte<'_> {
     pub(super) fn set(self, value: u8) {
@@ -121,6 +121,9 @@ pub(super) struct Buffers<'m> {
     len: usize,
     memory: PhantomData<&'m GuestMemoryMmap>,
 }
+
+// SAFETY: As for a single byte.
+unsafe impl Send for Buffers<'_> {}
 
 impl<'m> Buffers<'m> {
     fn clear(&mut self) {

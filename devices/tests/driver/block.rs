@@ -1,10 +1,13 @@
 //! Requests to a disk.
 
+mod limits;
+mod under_way;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use amphi_devices::virtio::block::Block;
+use amphi_devices::virtio::block::{Block, Engine};
 
 use crate::guest::{
     BUFFERS, Buffer, F_EVENT_IDX, Guest, NEEDS_RESET, NOTIFY, SECOND_REGION, STATUS, readable, writable,
@@ -27,6 +30,40 @@ const STATUS_BYTE: u64 = BUFFERS + 0x100;
 const DATA: u64 = BUFFERS + 0x1000;
 const F_FLUSH: u64 = 1 << 9;
 
+/// Makes a test for each engine of each function.
+macro_rules! with_both_engines {
+    ($($test:ident,)*) => {
+        mod sync {
+            $(#[test]
+            fn $test() {
+                super::$test(amphi_devices::virtio::block::Engine::Sync);
+            })*
+        }
+        mod io_uring {
+            $(#[test]
+            fn $test() {
+                super::$test(amphi_devices::virtio::block::Engine::IoUring);
+            })*
+        }
+    };
+}
+pub(crate) use with_both_engines;
+
+with_both_engines! {
+    shows_its_size_and_limits,
+    reads_into_scattered_buffers_and_across_regions,
+    writes_what_it_reads_later,
+    parts_may_be_cut_anywhere,
+    indirect_chains_work,
+    tells_its_serial_number,
+    refuses_what_it_cannot_do,
+    a_read_only_disk_is_not_written,
+    sectors_are_zeroed_and_discarded,
+    a_queue_full_of_requests_is_served,
+    a_shortened_file_is_an_error_for_the_guest_only,
+    survives_resets,
+}
+
 /// A file without a name, which goes away with its last descriptor.
 pub(crate) fn file() -> File {
     // SAFETY: The name is a C string, and the descriptor is new.
@@ -46,9 +83,15 @@ fn disk() -> File {
     file
 }
 
-fn guest(read_only: bool) -> (Guest, File) {
+/// A writable disk over `file`.
+pub(crate) fn block(file: File, engine: Engine) -> Block {
+    Block::new(file, false, "").unwrap().with_engine(engine).unwrap()
+}
+
+fn guest(engine: Engine, read_only: bool) -> (Guest, File) {
     let file = disk();
-    let block = Block::new(file.try_clone().unwrap(), read_only, "a serial number").unwrap();
+    let block =
+        Block::new(file.try_clone().unwrap(), read_only, "a serial number").unwrap().with_engine(engine).unwrap();
     let mut guest = Guest::new(block);
     guest.start(0);
     (guest, file)
@@ -68,14 +111,13 @@ fn request(guest: &mut Guest, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u
     let chain = [&[readable(HEADER, 16)], data, &[writable(STATUS_BYTE, 1)]].concat();
     let head = guest.add(0, &chain);
     guest.notify(0);
-    let (used, len) = guest.used(0).expect("the request is carried out");
+    let (used, len) = guest.wait_for_used(0);
     assert_eq!(used, head);
     (guest.get(STATUS_BYTE, 1)[0], len)
 }
 
-#[test]
-fn shows_its_size_and_limits() {
-    let (mut guest, _) = guest(false);
+fn shows_its_size_and_limits(engine: Engine) {
+    let (mut guest, _) = guest(engine, false);
     assert_eq!(u64::from_le_bytes(guest.config(0)), SECTORS);
     assert_eq!(u32::from_le_bytes(guest.config(12)), 254, "header and status take two of 256 descriptors");
     assert_eq!(u32::from_le_bytes(guest.config(20)), 512);
@@ -84,9 +126,8 @@ fn shows_its_size_and_limits() {
     assert_eq!(guest.offered() & (1 << 5), 0);
 }
 
-#[test]
-fn reads_into_scattered_buffers_and_across_regions() {
-    let (mut guest, _) = guest(false);
+fn reads_into_scattered_buffers_and_across_regions(engine: Engine) {
+    let (mut guest, _) = guest(engine, false);
     let boundary = SECOND_REGION - 100;
     let data = [writable(DATA, 512), writable(boundary, 1024), writable(DATA + 512, 0), writable(DATA + 512, 512)];
     assert_eq!(request(&mut guest, IN, 3, &data), (OK, 4 * 512 + 1));
@@ -96,9 +137,8 @@ fn reads_into_scattered_buffers_and_across_regions() {
     assert_eq!(guest.get(DATA + 512, 512), [6; 512]);
 }
 
-#[test]
-fn writes_what_it_reads_later() {
-    let (mut guest, file) = guest(false);
+fn writes_what_it_reads_later(engine: Engine) {
+    let (mut guest, file) = guest(engine, false);
     guest.put(DATA, &[0xab; 1024]);
     assert_eq!(request(&mut guest, OUT, 10, &[readable(DATA, 300), readable(DATA + 300, 724)]), (OK, 1));
     let mut on_disk = [0; 1536];
@@ -108,41 +148,37 @@ fn writes_what_it_reads_later() {
     assert_eq!(request(&mut guest, FLUSH, 0, &[]), (OK, 1));
 }
 
-#[test]
-fn parts_may_be_cut_anywhere() {
-    let (mut guest, _) = guest(false);
+fn parts_may_be_cut_anywhere(engine: Engine) {
+    let (mut guest, _) = guest(engine, false);
     put_header(&guest, IN, 7);
     // The header in three pieces; data and status in one buffer.
     let chain = [readable(HEADER, 1), readable(HEADER + 1, 10), readable(HEADER + 11, 5), writable(DATA, 513)];
     guest.add(0, &chain);
     guest.notify(0);
-    assert_eq!(guest.used(0).unwrap().1, 513);
+    assert_eq!(guest.wait_for_used(0).1, 513);
     assert_eq!(guest.get(DATA, 513), [&[7; 512][..], &[OK]].concat());
 }
 
-#[test]
-fn indirect_chains_work() {
-    let (mut guest, _) = guest(false);
+fn indirect_chains_work(engine: Engine) {
+    let (mut guest, _) = guest(engine, false);
     put_header(&guest, IN, 9);
     let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS_BYTE, 1)];
     guest.add_indirect(0, BUFFERS + 0x800, &chain);
     guest.notify(0);
-    assert_eq!(guest.used(0).unwrap().1, 513);
+    assert_eq!(guest.wait_for_used(0).1, 513);
     assert_eq!(guest.get(DATA, 512), [9; 512]);
 }
 
-#[test]
-fn tells_its_serial_number() {
-    let (mut guest, _) = guest(true);
+fn tells_its_serial_number(engine: Engine) {
+    let (mut guest, _) = guest(engine, true);
     guest.put(DATA, &[0xff; 32]);
     assert_eq!(request(&mut guest, GET_ID, 0, &[writable(DATA, 20)]), (OK, 21));
     assert_eq!(guest.get(DATA, 21), b"a serial number\0\0\0\0\0\xff");
     assert_eq!(request(&mut guest, GET_ID, 0, &[writable(DATA, 4)]), (OK, 5));
 }
 
-#[test]
-fn refuses_what_it_cannot_do() {
-    let (mut guest, file) = guest(false);
+fn refuses_what_it_cannot_do(engine: Engine) {
+    let (mut guest, file) = guest(engine, false);
     let before = file.metadata().unwrap().len();
     for (what, kind, sector, data, expected) in [
         ("past the end", IN, SECTORS, &[writable(DATA, 512)][..], IOERR),
@@ -161,9 +197,8 @@ fn refuses_what_it_cannot_do() {
     assert_eq!(guest.read(STATUS) & NEEDS_RESET, 0, "none of this breaks the device");
 }
 
-#[test]
-fn a_read_only_disk_is_not_written() {
-    let (mut guest, file) = guest(true);
+fn a_read_only_disk_is_not_written(engine: Engine) {
+    let (mut guest, file) = guest(engine, true);
     assert_ne!(guest.offered() & 1 << 5, 0);
     assert_eq!(guest.offered() & (1 << 13 | 1 << 14), 0);
     guest.put(DATA, &[0xab; 512]);
@@ -175,9 +210,8 @@ fn a_read_only_disk_is_not_written() {
     assert_eq!(sector, [1; 512]);
 }
 
-#[test]
-fn sectors_are_zeroed_and_discarded() {
-    let (mut guest, file) = guest(false);
+fn sectors_are_zeroed_and_discarded(engine: Engine) {
+    let (mut guest, file) = guest(engine, false);
     let mut segment = |sector: u64, sectors: u32, flags: u32, kind| {
         guest.put(DATA, &[&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat());
         request(&mut guest, kind, 0, &[readable(DATA, 16)]).0
@@ -198,18 +232,21 @@ fn sectors_are_zeroed_and_discarded() {
     assert_eq!(file.metadata().unwrap().len(), SECTORS * 512);
 }
 
-#[test]
-fn a_queue_full_of_requests_is_served_in_order() {
+fn a_queue_full_of_requests_is_served(engine: Engine) {
     for without in [0, F_EVENT_IDX, F_FLUSH] {
-        let mut guest = Guest::new(Block::new(disk(), false, "").unwrap());
+        let mut guest = Guest::new(block(disk(), engine));
         guest.start(without);
         for round in 0..3 {
             put_header(&guest, IN, 1);
-            let heads: Vec<u16> = (0..64)
+            let mut heads: Vec<u16> = (0..64)
                 .map(|_| guest.add(0, &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS_BYTE, 1)]))
                 .collect();
             guest.notify(0);
-            let used: Vec<u16> = std::iter::from_fn(|| guest.used(0)).map(|(head, _)| head).collect();
+            let mut used: Vec<u16> = heads.iter().map(|_| guest.wait_for_used(0).0).collect();
+            if engine == Engine::IoUring {
+                used.sort_unstable();
+                heads.sort_unstable();
+            }
             assert_eq!(used, heads, "round {round} without {without:#x}");
         }
     }
@@ -217,9 +254,10 @@ fn a_queue_full_of_requests_is_served_in_order() {
 
 #[test]
 fn greedy_requests_are_done_in_turns_and_endless_ones_refused() {
+    let engine = Engine::Sync;
     let file = file();
     file.set_len(64 << 20).unwrap();
-    let mut guest = Guest::new(Block::new(file, false, "").unwrap());
+    let mut guest = Guest::new(block(file, engine));
     guest.start(0);
     // All into the same memory.
     let data = [writable(DATA + 0x10_0000, 2 << 20); 17];
@@ -242,17 +280,15 @@ fn greedy_requests_are_done_in_turns_and_endless_ones_refused() {
     assert_eq!(std::iter::from_fn(|| guest.used(0)).count(), 1, "a flush may take long");
 }
 
-#[test]
-fn a_shortened_file_is_an_error_for_the_guest_only() {
-    let (mut guest, file) = guest(false);
+fn a_shortened_file_is_an_error_for_the_guest_only(engine: Engine) {
+    let (mut guest, file) = guest(engine, false);
     file.set_len(512).unwrap();
     assert_eq!(request(&mut guest, IN, 1, &[writable(DATA, 512)]).0, IOERR);
     assert_eq!(request(&mut guest, IN, 0, &[writable(DATA, 512)]).0, OK);
 }
 
-#[test]
-fn survives_resets() {
-    let (mut guest, _) = guest(false);
+fn survives_resets(engine: Engine) {
+    let (mut guest, _) = guest(engine, false);
     for _ in 0..3 {
         assert_eq!(request(&mut guest, IN, 3, &[writable(DATA, 512)]), (OK, 513));
         guest.write(STATUS, 0);

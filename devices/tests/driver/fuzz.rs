@@ -3,11 +3,11 @@
 use std::io::Write;
 
 use amphi_devices::BusDevice;
-use amphi_devices::virtio::block::Block;
+use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::net::{FrameSocket, Net, Settings};
 
-use crate::block::file;
+use crate::block::{self, file};
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
 
 /// Xorshift, for numbers that are the same in every run.
@@ -51,7 +51,8 @@ fn devices() -> Vec<Guest> {
     std::mem::forget(network);
     vec![
         Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
-        Guest::new(Block::new(disk, false, "").unwrap()),
+        Guest::new(Block::new(disk.try_clone().unwrap(), false, "").unwrap()),
+        Guest::new(block::block(disk, Engine::IoUring)),
         Guest::new(Net::new(Box::new(loopback), Settings::default()).unwrap()),
     ]
 }

@@ -259,6 +259,17 @@ impl Guest {
         Some((head as u16, len))
     }
 
+    /// The same, waiting for the host where the device does.
+    pub(crate) fn wait_for_used(&mut self, queue: usize) -> (u16, u32) {
+        for _ in 0..1000 {
+            if let Some(used) = self.used(queue) {
+                return used;
+            }
+            self.events.run_with_timeout(10).unwrap();
+        }
+        panic!("the device uses no chain");
+    }
+
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }

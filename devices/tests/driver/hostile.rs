@@ -1,10 +1,10 @@
 //! Drivers that break the rules: the device says that it needs a reset, and works again after it.
 
-use amphi_devices::virtio::block::Block;
+use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::block::file;
+use crate::block::{self, file};
 use crate::guest::{BUFFERS, Guest, INDIRECT, MEMORY, NEEDS_RESET, NEXT, STATUS, WRITE, readable, writable};
 use crate::net;
 
@@ -33,6 +33,14 @@ fn block() -> Guest {
     let file = file();
     file.set_len(1 << 20).unwrap();
     let mut guest = Guest::new(Block::new(file, false, "").unwrap());
+    guest.start(0);
+    guest
+}
+
+fn block_with_io_uring() -> Guest {
+    let file = file();
+    file.set_len(1 << 20).unwrap();
+    let mut guest = Guest::new(block::block(file, Engine::IoUring));
     guest.start(0);
     guest
 }
@@ -128,6 +136,7 @@ fn every_trick_stops(make: fn() -> Guest, restart: fn(&mut Guest), queues: &[usi
 #[test]
 fn block_stops_and_recovers() {
     every_trick_stops(block, |guest| guest.start(0), &[0]);
+    every_trick_stops(block_with_io_uring, |guest| guest.start(0), &[0]);
 }
 
 #[test]

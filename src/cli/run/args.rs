@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use amphi::spec::{CpuLimit, MemorySize, Network, PortMapping, UserNetwork};
+use amphi::spec::{CpuLimit, DiskSpec, MemorySize, Network, PortMapping, UserNetwork};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
@@ -89,6 +90,10 @@ pub(crate) struct RunArgs {
     /// Boot this initial RAM disk as it is, without IMAGE (vm only)
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
+    /// Give the guest a file or block device as a disk; may be repeated (vm only). OPTION: ro, direct, serial=TEXT,
+    /// engine=auto|io_uring|sync, bandwidth=SIZE/s, ops=N/s
+    #[arg(long, value_name = "FILE[,OPTION]...", value_parser = OsStringValueParser::new().try_map(DiskSpec::try_from))]
+    pub(super) disk: Vec<DiskSpec>,
     #[arg(short, long, hide = true)]
     detach: bool,
     #[arg(short, long, hide = true)]
@@ -125,6 +130,7 @@ impl RunArgs {
             ("--kernel", self.kernel.is_some()),
             ("--kernel-arg", !self.kernel_arg.is_empty()),
             ("--initrd", self.initrd.is_some()),
+            ("--disk", !self.disk.is_empty()),
         ]
         .into_iter()
         .find_map(|(option, given)| given.then_some(option))
@@ -253,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_only_a_vm_has_is_refused_for_a_container() {
-        for (option, value) in [("--kernel", "k"), ("--kernel-arg", "a")] {
+        for (option, value) in [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d")] {
             assert_eq!(problem(&["--isolation", "container", option, value, "builtin"]).0, option);
         }
         assert!(parse(&["--isolation", "auto", "--kernel", "k", "builtin"]).check().is_ok());

@@ -1,5 +1,6 @@
 //! `amphi run --kernel K [--initrd I]`: boots a machine of the user's own making, its console on the standard streams.
 
+use amphi::IsolationKind;
 use amphi::isolation::Instant;
 use amphi::isolation::vm::DirectBoot;
 use amphi::spec::MemorySize;
@@ -7,7 +8,7 @@ use amphi::spec::MemorySize;
 use super::args::RunArgs;
 use super::report::TimelineFd;
 use super::signals::Forwarder;
-use super::{footprint, stdio, terminal};
+use super::{confinement, footprint, stdio, terminal};
 use crate::error::CliError;
 
 /// A direct boot's RAM where the user names no size.
@@ -27,13 +28,16 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         }
     };
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
-    let (initrd, arguments, network) = (args.initrd.clone(), args.kernel_arg.clone(), args.network());
-    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, network };
+    let (initrd, arguments) = (args.initrd.clone(), args.kernel_arg.clone());
+    let (disks, network) = (args.disk.clone(), args.network());
+    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, disks, network };
     // Held so that signals end the machine with the terminal restored.
-    let _forwarder = Forwarder::start()?;
+    let _forwarder = Forwarder::start(IsolationKind::Vm)?;
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
     let streams = stdio()?;
-    let ended = boot.start(streams.stdin, streams.stdout).and_then(|machine| {
+    confinement::report_refused_calls()
+        .map_err(|source| CliError::Process { action: "install a handler for SIGSYS", source })?;
+    let ended = boot.start_after(streams.stdin, streams.stdout, confinement::confine).and_then(|machine| {
         footprint::shed();
         machine.wait()
     });

@@ -1,6 +1,7 @@
 //! `amphi run`.
 
 mod args;
+mod confinement;
 mod direct;
 mod environment;
 mod footprint;
@@ -13,8 +14,11 @@ pub(crate) use args::RunArgs;
 use std::sync::Arc;
 
 use amphi::image::{Image, Rootfs};
+use amphi::isolation::Isolation;
+use amphi::isolation::container::ContainerIsolation;
+use amphi::isolation::vm::VmIsolation;
 use amphi::isolation::{Instant, Sandbox, Stdio};
-use amphi::{IsolationKind, RunSpec, host, isolation};
+use amphi::{IsolationKind, RunSpec, host};
 
 use self::args::IsolationChoice;
 use self::report::TimelineFd;
@@ -33,10 +37,10 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     let kind = choose(&args, &image)?;
     let spec = resolve(&args, &image)?;
 
-    let isolation = isolation(kind);
+    let isolation = isolation(kind)?;
     isolation.probe()?;
     // The signals must be blocked before the isolation starts threads of its own.
-    let forwarder = Forwarder::start()?;
+    let forwarder = Forwarder::start(kind)?;
     let sandbox: Arc<dyn Sandbox> = Arc::from(isolation.create(&spec, stdio()?)?);
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
     forwarder.attach(&sandbox);
@@ -55,6 +59,19 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
         fd.write(start, timeline)?;
     }
     Ok(code)
+}
+
+/// The isolation of that kind. A microVM's process gives up all that it does not need before the guest runs; a container's
+/// workload is confined by itself.
+fn isolation(kind: IsolationKind) -> Result<Box<dyn Isolation>, CliError> {
+    Ok(match kind {
+        IsolationKind::Container => Box::new(ContainerIsolation::new()),
+        IsolationKind::Vm => {
+            confinement::report_refused_calls()
+                .map_err(|source| CliError::Process { action: "install a handler for SIGSYS", source })?;
+            Box::new(VmIsolation::new().before_guest(confinement::confine))
+        }
+    })
 }
 
 /// The isolation to use: for `auto` found out by trying.
@@ -111,6 +128,9 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     }
     for argument in &args.kernel_arg {
         builder = builder.kernel_arg(argument);
+    }
+    for disk in &args.disk {
+        builder = builder.disk(disk.clone());
     }
     Ok(builder.build()?)
 }

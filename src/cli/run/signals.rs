@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{io, ptr, thread};
 
 use amphi::isolation::{Sandbox, Signal};
-use amphi::{ExitStatus, Timeline};
+use amphi::{ExitStatus, IsolationKind, Timeline};
 
-use super::terminal;
+use super::{confinement, terminal};
 use crate::error::CliError;
 
 /// Passed on to the workload.
@@ -40,13 +40,20 @@ enum Stage {
 }
 
 impl Forwarder {
-    /// Blocks the signals for this thread and all that it starts from now on, and starts to take them.
-    pub(super) fn start() -> Result<Self, CliError> {
+    /// Blocks the signals for this thread and all that it starts from now on, and starts to take them. The thread that takes
+    /// them has nothing else to do, so that for a microVM it is confined from its start.
+    pub(super) fn start(kind: IsolationKind) -> Result<Self, CliError> {
         let failed = |source| CliError::Process { action: "take over signals", source };
         let set = block().map_err(failed)?;
         let state = Arc::new(Mutex::new(State { stage: Stage::Preparing, terms: 0, interrupted_by: None }));
         let shared = Arc::clone(&state);
         let run = move || {
+            if kind == IsolationKind::Vm
+                && let Err(source) = confinement::confine()
+            {
+                let _ = crate::error::report(&CliError::Process { action: "confine the thread for signals", source });
+                std::process::exit(125);
+            }
             loop {
                 if let Some(number) = wait(&set) {
                     take(&mut shared.lock().unwrap_or_else(PoisonError::into_inner), number);

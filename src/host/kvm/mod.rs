@@ -5,9 +5,13 @@
 
 mod payload;
 mod probe;
+pub(crate) mod x86_64;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::Kvm;
 
 pub use probe::{REQUIRED_CAPABILITIES, capabilities, check, probe};
 
@@ -91,9 +95,9 @@ impl KvmStatus {
 }
 
 /// What is wrong where this host's KVM makes VMs but refuses instructions that every kernel needs; `None` anywhere else,
-/// also where it is merely slow. Takes as long as [`probe`].
-pub(crate) fn no_kernel_runs() -> Option<KvmStatus> {
-    let status = probe();
+/// also where it is merely slow. Takes as long as [`probe`], and opens nothing: `kvm` is open already.
+pub(crate) fn no_kernel_runs(kvm: &Arc<Kvm>) -> Option<KvmStatus> {
+    let status = probe::run(Arc::clone(kvm));
     matches!(&status, KvmStatus::EmulatedRing0 { refused, .. } if !refused.is_empty()).then_some(status)
 }
 

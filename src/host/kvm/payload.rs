@@ -2,7 +2,12 @@
 
 use std::arch::global_asm;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_regs, kvm_sregs};
+
+use super::x86_64::{
+    CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, code_segment, data_segment, descriptor, identity_directory,
+    table_entry,
+};
 
 global_asm!(include_str!("probe.s"));
 
@@ -46,11 +51,10 @@ const XSAVE_AREA: u64 = 0x9000;
 const CODE_SELECTOR: u16 = 0x08;
 const DATA_SELECTOR: u16 = 0x10;
 
-const CR0_PE_MP_ET_NE_PG: u64 = 0x8000_0033;
-const CR4_PAE: u64 = 1 << 5;
+const CR0_MP_NE: u64 = 1 << 1 | 1 << 5;
 const CR4_OSFXSR_OSXMMEXCPT: u64 = 3 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
-const EFER_SCE_LME_LMA: u64 = 0x501;
+const EFER_SCE: u64 = 1;
 
 /// One group of instructions that is tried on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +108,7 @@ fn guest_address(symbol: *const u8) -> u64 {
     CODE + (symbol.addr() - (&raw const amphi_probe_start).addr()) as u64
 }
 
-/// The guest's memory before its first instruction: code, page tables (the lowest 2 MiB, identity-mapped), GDT, IDT.
+/// The guest's memory before its first instruction: code, page tables (identity-mapped), GDT, IDT.
 pub(super) fn memory_image() -> Vec<u8> {
     let mut memory = vec![0u8; MEMORY_SIZE];
     let mut put = |at: u64, bytes: &[u8]| {
@@ -118,14 +122,13 @@ pub(super) fn memory_image() -> Vec<u8> {
     // SAFETY: both labels delimit one run of initialised, immutable bytes in this program's read-only data.
     put(CODE, unsafe { std::slice::from_raw_parts(start, length) });
 
-    const PRESENT_WRITABLE: u64 = 3;
-    const LARGE_PAGE: u64 = 1 << 7;
-    put(PML4, &(PDPT | PRESENT_WRITABLE).to_le_bytes());
-    put(PDPT, &(PAGE_DIRECTORY | PRESENT_WRITABLE).to_le_bytes());
-    put(PAGE_DIRECTORY, &(PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes());
+    put(PML4, &table_entry(PDPT).to_le_bytes());
+    put(PDPT, &table_entry(PAGE_DIRECTORY).to_le_bytes());
+    put(PAGE_DIRECTORY, &identity_directory());
 
-    put(GDT + u64::from(CODE_SELECTOR), &0x00af_9b00_0000_ffff_u64.to_le_bytes());
-    put(GDT + u64::from(DATA_SELECTOR), &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+    for segment in [code_segment(CODE_SELECTOR, true), data_segment(DATA_SELECTOR)] {
+        put(GDT + u64::from(segment.selector), &descriptor(&segment).to_le_bytes());
+    }
 
     for vector in 0..32 {
         let handler = match vector {
@@ -142,28 +145,15 @@ pub(super) fn memory_image() -> Vec<u8> {
 
 /// Turns the registers of a reset vCPU into those of 64-bit ring 0 with the tables of [`memory_image`].
 pub(super) fn system_registers(mut sregs: kvm_sregs, xsave: bool) -> kvm_sregs {
-    let segment = |selector, type_, l, db| kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db,
-        s: 1,
-        l,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = segment(CODE_SELECTOR, 11, 1, 0);
-    let data = segment(DATA_SELECTOR, 3, 0, 1);
+    sregs.cs = code_segment(CODE_SELECTOR, true);
+    let data = data_segment(DATA_SELECTOR);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     (sregs.gdt.base, sregs.gdt.limit) = (GDT, 0x17);
     (sregs.idt.base, sregs.idt.limit) = (IDT, 32 * 16 - 1);
-    sregs.cr0 = CR0_PE_MP_ET_NE_PG;
+    sregs.cr0 = CR0_PE | CR0_MP_NE | CR0_ET | CR0_PG;
     sregs.cr3 = PML4;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | if xsave { CR4_OSXSAVE } else { 0 };
-    sregs.efer = EFER_SCE_LME_LMA;
+    sregs.efer = EFER_SCE | EFER_LME | EFER_LMA;
     sregs
 }
 

@@ -1,7 +1,7 @@
 //! Runs the probe's guest.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
@@ -55,10 +55,11 @@ pub fn capabilities(kvm: &Kvm) -> Vec<(&'static str, bool)> {
 /// where KVM is a processor's, up to 50 where it is emulated.
 #[must_use]
 pub fn probe() -> KvmStatus {
-    let kvm = match check() {
-        Ok(kvm) => kvm,
-        Err(status) => return status,
-    };
+    check().map_or_else(|status| status, |kvm| run(Arc::new(kvm)))
+}
+
+/// [`probe`] for a KVM that is open.
+pub(super) fn run(kvm: Arc<Kvm>) -> KvmStatus {
     let missing: Vec<_> = capabilities(&kvm).into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     if !missing.is_empty() {
         return KvmStatus::Missing(missing);

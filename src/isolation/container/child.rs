@@ -114,7 +114,7 @@ fn set_up(plan: &Plan<'_>) -> Result<i32, Failure> {
 
     rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivileges)?;
     capabilities::limit_bounding_set().at(Step::BoundingSet)?;
-    syscalls::install_filter(&seccomp::FILTER).at(Step::Seccomp)?;
+    crate::host::seccomp::install(&seccomp::FILTER).at(Step::Seccomp)?;
     // SAFETY: the child's side neither allocates nor locks, and ends in `execve` or `exit`.
     match unsafe { syscalls::fork() }.at(Step::Fork)? {
         Side::Parent(workload) => Ok(workload),

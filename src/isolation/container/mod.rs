@@ -101,6 +101,9 @@ impl Isolation for ContainerIsolation {
         if !spec.vm.kernel_args.is_empty() {
             return Err(ContainerError::VmOnly("--kernel-arg").into());
         }
+        if !spec.vm.disks.is_empty() {
+            return Err(ContainerError::VmOnly("--disk").into());
+        }
         if !spec.network.is_none() {
             return Err(ContainerError::Network.into());
         }

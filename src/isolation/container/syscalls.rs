@@ -144,26 +144,6 @@ pub(super) fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
 }
 
-/// Installs a seccomp filter for this process and all it will make. Needs `no_new_privs`.
-pub(super) fn install_filter(filter: &[libc::sock_filter]) -> Result<(), Errno> {
-    let program = libc::sock_fprog {
-        len: u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?,
-        filter: filter.as_ptr().cast_mut(),
-    };
-    // Without SPEC_ALLOW kernels before 5.16 turn a Spectre v4 mitigation on for each filtered process, which halves
-    // the speed of some interpreters; the usual container runtimes pass it too.
-    // SAFETY: the program is valid for the call, and the kernel only reads it.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            &raw const program,
-        )
-    })
-    .map(drop)
-}
-
 /// Executes `program`. Returns only on failure.
 ///
 /// # Safety

@@ -1,6 +1,5 @@
 //! The devices of one machine: each gets its addresses and its interrupt line, and a place on a bus and in the event loop.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -10,7 +9,6 @@ use amphi_devices::legacy::power::{POWER_SIZE, PowerControl};
 use amphi_devices::legacy::reset::{KEYBOARD_CONTROLLER_PORT, KeyboardReset};
 use amphi_devices::legacy::serial::Serial;
 use amphi_devices::virtio::VirtioDevice;
-use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport};
 use amphi_devices::virtio::net::Net;
@@ -20,6 +18,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::disks::Disk;
 use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
 use super::vcpu::Buses;
@@ -43,21 +42,6 @@ pub(super) struct SerialConsole {
     pub(super) input: Option<OwnedFd>,
     /// Where what the guest writes goes.
     pub(super) output: Box<dyn Write + Send>,
-}
-
-/// A raw disk.
-#[derive(Debug)]
-pub(super) struct Disk {
-    /// The file or block device with the disk's contents.
-    pub(super) file: File,
-    /// Whether the guest may not write.
-    pub(super) read_only: bool,
-}
-
-impl Disk {
-    pub(super) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, read_only: self.read_only })
-    }
 }
 
 /// The devices of a machine, attached to its VM.
@@ -86,9 +70,7 @@ impl DeviceSet {
             builder.add_virtio(console, Notify::Call)?;
         }
         for (index, disk) in devices.disks.into_iter().enumerate() {
-            let block = Block::new(disk.file, disk.read_only, &format!("amphi{index}"))
-                .map_err(VmError::host("open the disk"))?;
-            builder.add_virtio(block, Notify::EventFd)?;
+            builder.add_virtio(disk.device(index)?, Notify::EventFd)?;
         }
         if let Some(network) = devices.network {
             builder.add_virtio(network, Notify::EventFd)?;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use super::device_set::{Devices, SerialConsole};
+use super::disks::Disk;
 use super::error::VmError;
 use super::load::Initrd;
 use super::machine::{Machine, MachineConfig, MachineExit};
@@ -18,7 +19,7 @@ use super::network::{self, NetworkError};
 use super::passt::Passt;
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, MemorySize, Network};
+use crate::spec::{self, DiskSpec, MemorySize, Network};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -40,6 +41,8 @@ pub struct DirectBoot {
     pub vcpus: u8,
     /// The guest's RAM.
     pub memory: MemorySize,
+    /// The disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
     /// The network that the guest's first interface is in. The guest sets it up by itself; in a `user` network, there
     /// is DHCP.
     pub network: Network,
@@ -51,10 +54,26 @@ impl DirectBoot {
     /// # Errors
     /// The settings cannot be honoured, or the machine could not be made.
     pub fn start(&self, input: OwnedFd, output: OwnedFd) -> Result<DirectMachine, VmError> {
+        self.start_after(input, output, || Ok(()))
+    }
+
+    /// As [`DirectBoot::start`], with `action` called on this thread when everything is open and all threads are there, but
+    /// before the guest's first instruction (see [`VmIsolation::before_guest`](super::VmIsolation::before_guest)).
+    ///
+    /// # Errors
+    /// As for [`DirectBoot::start`], or `action` failed.
+    pub fn start_after(
+        &self,
+        input: OwnedFd,
+        output: OwnedFd,
+        action: impl Fn() -> io::Result<()>,
+    ) -> Result<DirectMachine, VmError> {
         let (created, first_instruction) = (Stamp::default(), Arc::default());
         spec::check_memory(self.memory, spec::host_memory())?;
         self.arguments.iter().try_for_each(|argument| spec::check_kernel_argument(argument))?;
+        self.disks.iter().try_for_each(spec::check_disk)?;
         let kernel = Kernel::resolve(Some(&self.kernel))?;
+        let disks = self.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
         let initrd = self.initrd.as_deref().map(InitrdFile::open).transpose()?;
         spec::check_network(&self.network)?;
         let (network, mut passt) = match network::connect(&self.network)? {
@@ -70,13 +89,13 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks: Vec::new(), network },
+                devices: Devices { serial, console_ports: Vec::new(), disks, network },
             },
             Arc::clone(&first_instruction),
         )?;
         passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
         created.mark();
-        machine.start()?;
+        machine.start(&action)?;
         Ok(DirectMachine { machine, _passt: passt, created, first_instruction })
     }
 
@@ -179,6 +198,7 @@ mod tests {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             vcpus: 1,
             memory: MemorySize::from_mib(128),
+            disks: Vec::new(),
             network: Network::None,
         }
         .command_line()

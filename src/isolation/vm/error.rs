@@ -10,6 +10,7 @@ use super::kernel_image::KernelImageError;
 use super::machine::MachineExit;
 use super::network::NetworkError;
 use crate::host::kvm::KvmStatus;
+use crate::image::DiskError;
 use crate::kernel::KernelError;
 use crate::spec::SpecError;
 
@@ -69,6 +70,19 @@ pub enum VmError {
     /// The root file system cannot be prepared for the guest.
     #[error("cannot prepare the root file system for the guest")]
     Root(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A disk beside the root cannot be used.
+    #[error("--disk cannot be attached")]
+    Disk(#[source] DiskError),
+    /// The host does not let a disk be used as it is wanted.
+    #[error("--disk {path},{option} is not possible on this host: leave the option out", path = path.display())]
+    DiskOption {
+        /// The disk's file.
+        path: PathBuf,
+        /// The option.
+        option: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
     /// There is no network such as was asked for.
     #[error(transparent)]
     Network(#[from] NetworkError),

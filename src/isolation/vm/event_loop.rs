@@ -9,7 +9,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::VmError;
-use super::signals;
+use super::{seccomp, signals};
 
 /// A device as the event loop sees it.
 pub(super) type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -85,6 +85,10 @@ impl EventLoop {
         let on_failure = OnFailure(Some(on_failure));
         let body = move || {
             let mut on_failure = on_failure;
+            if let Err(error) = seccomp::confine_devices() {
+                on_failure.call(VmError::host("confine the devices' thread")(error.into()));
+                return;
+            }
             while !stopped.load(Ordering::Relaxed) {
                 if let Err(error) = manager.run() {
                     on_failure.call(VmError::Failed(format!("the devices' event loop failed: {error}")));

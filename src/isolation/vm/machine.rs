@@ -1,12 +1,12 @@
 //! A microVM from its parts to its end: the boot recipe, the threads, and how it stopped.
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::thread::RawPthread;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::{fmt, io};
 
 use amphi_devices::legacy::PowerEvents;
 use kvm_bindings::CpuId;
@@ -25,7 +25,7 @@ use super::x86_64::acpi::{self, Platform};
 use super::x86_64::boot_params::{self, BootInfo};
 use super::x86_64::regs::Entry;
 use super::x86_64::{cpuid, layout, mp_table, regs};
-use crate::host::kvm;
+use crate::host::kvm::{self, KvmStatus};
 use crate::isolation::timeline::Stamp;
 
 /// How a machine came to its end.
@@ -95,9 +95,17 @@ impl MachineState {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Returns when whoever starts the machine is through with that, successfully or not.
+    pub(super) fn wait_for_start(&self) {
+        drop(self.lock());
+    }
+
     /// Ends the machine. Only the first reason counts.
     pub(super) fn finish(&self, exit: Result<MachineExit, VmError>) {
-        let mut outcome = self.lock();
+        self.finish_locked(&mut self.lock(), exit);
+    }
+
+    fn finish_locked(&self, outcome: &mut Outcome, exit: Result<MachineExit, VmError>) {
         if outcome.exit.is_none() {
             outcome.exit = Some(exit.map_err(Arc::new));
             self.ended.store(true, Ordering::Release);
@@ -148,6 +156,7 @@ pub(super) struct Machine {
     vcpus: Mutex<Vec<VcpuFd>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     first_instruction: Arc<Stamp>,
+    kvm: Arc<Kvm>,
     // Dropped last: the VM's slots point into the memory until the VM is closed.
     _vm: Arc<VmFd>,
     _memory: GuestMemory,
@@ -191,21 +200,34 @@ impl Machine {
             vcpus: Mutex::new(vcpus),
             threads: Mutex::default(),
             first_instruction,
+            kvm: Arc::new(kvm),
             _vm: vm,
             _memory: guest_memory,
         })
     }
 
-    /// Starts the threads. The boot processor starts last, when all others wait for its call.
-    pub(super) fn start(&self) -> Result<(), VmError> {
+    /// Starts the threads, and calls `before_guest` on this one when nothing else is to be done. No vCPU enters the guest
+    /// before that has returned, nor ever where it fails.
+    pub(super) fn start(&self, before_guest: &dyn Fn() -> io::Result<()>) -> Result<(), VmError> {
+        // Held all the time: vCPUs wait for it, and whoever ends the machine shall know all threads to kick.
+        let mut outcome = self.state.lock();
+        let started = self
+            .start_threads(&mut outcome)
+            .and_then(|()| before_guest().map_err(VmError::host("give up what a running microVM does not need")));
+        if started.is_err() {
+            self.state.finish_locked(&mut outcome, Ok(MachineExit::Stopped));
+        }
+        started
+    }
+
+    /// The boot processor starts last, when all others wait for its call.
+    fn start_threads(&self, outcome: &mut Outcome) -> Result<(), VmError> {
         let state = Arc::clone(&self.state);
         self.devices.start(move |error| state.finish(Err(error)))?;
         let vcpus = std::mem::take(&mut *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
         for (index, vcpu) in (0..count).zip(vcpus).rev() {
-            // Held while the thread starts, so that whoever ends the machine knows all threads to kick.
-            let mut outcome = self.state.lock();
             let (thread, id) = vcpu::spawn(
                 index,
                 vcpu,
@@ -217,6 +239,11 @@ impl Machine {
             threads.push(thread);
         }
         Ok(())
+    }
+
+    /// What is wrong with this host's KVM, where it turns out to run no kernels.
+    pub(super) fn no_kernel_runs(&self) -> Option<KvmStatus> {
+        kvm::no_kernel_runs(&self.kvm)
     }
 
     /// An event that tells of the machine's end.
@@ -241,7 +268,7 @@ impl Machine {
         // This is how ordinary kernels end on a host whose KVM emulates ring 0.
         if let Err(error) = &exit
             && matches!(**error, VmError::KvmInternal { .. })
-            && let Some(status) = kvm::no_kernel_runs()
+            && let Some(status) = self.no_kernel_runs()
         {
             let explained = Err(Arc::new(VmError::NoKvm(status)));
             self.state.lock().exit = Some(explained.clone());

@@ -5,6 +5,7 @@
 
 mod device_set;
 mod direct;
+mod disks;
 mod error;
 mod event_loop;
 mod kernel_image;
@@ -16,6 +17,7 @@ mod outputs;
 mod passt;
 mod plan;
 mod sandbox;
+mod seccomp;
 mod signals;
 mod tail;
 mod vcpu;
@@ -28,19 +30,52 @@ pub use machine::MachineExit;
 pub use memory::MAPPING_NAME;
 pub use network::NetworkError;
 pub use passt::PasstError;
+pub use seccomp::confine_caller;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
 
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::spec::RunSpec;
 
+/// What a program does on the thread that starts a microVM, right before the guest runs.
+type BeforeGuest = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
 /// Runs workloads as microVMs.
-#[derive(Debug, Default)]
-pub struct VmIsolation(());
+pub struct VmIsolation {
+    before_guest: BeforeGuest,
+}
 
 impl VmIsolation {
     /// The microVM isolation.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self { before_guest: Arc::new(|| Ok(())) }
+    }
+
+    /// Has `action` called on the thread that calls [`Sandbox::start`], when everything that a microVM needs is open and
+    /// all its threads are there, but before the guest's first instruction: the place for a program that is about nothing else
+    /// to give up what it does not need any more, say by [`confine_caller`]. The microVM's own threads have done so by
+    /// themselves then. If it fails, so does the start.
+    ///
+    /// `action` must not use the sandbox.
+    #[must_use]
+    pub fn before_guest(mut self, action: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
+        self.before_guest = Arc::new(action);
+        self
+    }
+}
+
+impl Default for VmIsolation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for VmIsolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmIsolation").finish_non_exhaustive()
     }
 }
 
@@ -55,6 +90,6 @@ impl Isolation for VmIsolation {
     }
 
     fn create(&self, spec: &RunSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, IsolationError> {
-        Ok(Box::new(sandbox::VmSandbox::new(plan::Plan::new(spec)?, stdio)))
+        Ok(Box::new(sandbox::VmSandbox::new(plan::Plan::new(spec)?, stdio, Arc::clone(&self.before_guest))))
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use amphi_guest_init::InitSpec;
 
-use super::device_set::Disk;
+use super::disks::Disk;
 use super::error::VmError;
 use super::network;
 use crate::image::GuestRoot;
@@ -44,7 +44,7 @@ pub(super) struct Plan {
     pub(super) command_line: String,
     pub(super) vcpus: u8,
     pub(super) memory: u64,
-    pub(super) disk: Option<Disk>,
+    pub(super) disks: Vec<Disk>,
     pub(super) network: Network,
     pub(super) stdin: bool,
 }
@@ -56,7 +56,7 @@ impl Plan {
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut wanted = vec!["virtio_mmio", "virtio_console"];
-        if root.inline().is_none() {
+        if !root.is_inline() || !spec.vm.disks.is_empty() {
             wanted.push("virtio_blk");
         }
         if !spec.network.is_none() {
@@ -65,19 +65,20 @@ impl Plan {
         wanted.extend(root.modules());
         let modules = kernel.modules_for(&wanted)?;
         let init = init_spec(spec, &root);
-        let initramfs = Initramfs::new(&init, &modules, root.inline()).map_err(|e| VmError::Root(Box::new(e)))?;
+        let (tree, root_disk) = match root {
+            GuestRoot::Inline(tree) => (Some(tree), None),
+            GuestRoot::Block { file, .. } => (None, Some(Disk::root(file, true))),
+            GuestRoot::Disk { file, .. } => (None, Some(Disk::root(file, spec.read_only))),
+        };
+        let initramfs = Initramfs::new(&init, &modules, tree).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut command_line = COMMAND_LINE.to_owned();
         for argument in &spec.vm.kernel_args {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disk = match root {
-            GuestRoot::Inline(_) => None,
-            GuestRoot::Block { file, .. } => Some(Disk { file, read_only: true }),
-            GuestRoot::Disk { file, .. } => Some(Disk { file, read_only: spec.read_only }),
-        };
+        let disks = root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
         let (network, stdin) = (spec.network.clone(), spec.process.stdin);
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, network, stdin })
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, stdin })
     }
 }
 

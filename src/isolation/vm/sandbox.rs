@@ -14,7 +14,9 @@ use vm_memory::GuestMemoryMmap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::device_set::{Devices, Disk, SerialConsole};
+use super::BeforeGuest;
+use super::device_set::{Devices, SerialConsole};
+use super::disks::Disk;
 use super::error::VmError;
 use super::load::{GuestWriter, Initrd};
 use super::machine::{Machine, MachineConfig};
@@ -23,7 +25,6 @@ use super::outputs::Outputs;
 use super::passt::Passt;
 use super::plan::Plan;
 use super::tail::{self, Tail};
-use crate::host::kvm;
 use crate::image::initramfs::Initramfs;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Sandbox, Signal, Stdio, Timeline};
@@ -37,6 +38,7 @@ const SUSPICIOUS: Duration = Duration::from_secs(3);
 /// A microVM that runs one workload.
 pub(super) struct VmSandbox {
     plan: Plan,
+    before_guest: BeforeGuest,
     stdio: Mutex<Option<Stdio>>,
     running: Mutex<Option<Arc<Running>>>,
     result: Mutex<Option<Finished>>,
@@ -89,9 +91,10 @@ impl Initrd for Initramfs {
 }
 
 impl VmSandbox {
-    pub(super) fn new(plan: Plan, stdio: Stdio) -> Self {
+    pub(super) fn new(plan: Plan, stdio: Stdio, before_guest: BeforeGuest) -> Self {
         Self {
             plan,
+            before_guest,
             stdio: Mutex::new(Some(stdio)),
             running: Mutex::default(),
             result: Mutex::default(),
@@ -134,11 +137,11 @@ impl VmSandbox {
             .map_err(VmError::host("duplicate the control channel's descriptor"))?;
         let disks = self
             .plan
-            .disk
-            .as_ref()
+            .disks
+            .iter()
             .map(Disk::try_clone)
-            .transpose()
-            .map_err(VmError::host("duplicate the disk's descriptor"))?;
+            .collect::<io::Result<_>>()
+            .map_err(VmError::host("duplicate a disk's descriptor"))?;
         // Before the machine is built: passt gets ready meanwhile.
         let (network, mut passt) = match network::connect(&self.plan.network)? {
             Some(connected) => (Some(connected.device), connected.passt),
@@ -154,7 +157,7 @@ impl VmSandbox {
                 devices: Devices {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
-                    disks: disks.into_iter().collect(),
+                    disks,
                     network,
                 },
             },
@@ -162,7 +165,7 @@ impl VmSandbox {
         )?;
         passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
         self.stamps.created.mark();
-        machine.start()?;
+        machine.start(&*self.before_guest)?;
         Ok(Running { machine, control, outputs, console, _passt: passt })
     }
 
@@ -195,7 +198,7 @@ impl VmSandbox {
                     }
                     Event::Nothing => {
                         probed = true;
-                        if let Some(status) = kvm::no_kernel_runs() {
+                        if let Some(status) = running.machine.no_kernel_runs() {
                             return Finished::Failed(Arc::new(VmError::NoKvm(status)));
                         }
                         continue;
@@ -383,11 +386,11 @@ mod tests {
             command_line: String::new(),
             vcpus: 1,
             memory: 16 << 20,
-            disk: None,
+            disks: Vec::new(),
             network: crate::spec::Network::None,
             stdin: false,
         };
-        VmSandbox::new(plan, Stdio::null().unwrap())
+        VmSandbox::new(plan, Stdio::null().unwrap(), Arc::new(|| Ok(())))
     }
 
     #[test]

@@ -1,8 +1,12 @@
-//! Threads that no signal reaches.
+//! Threads that no signal reaches but those of their own faults.
 
 use std::mem::MaybeUninit;
 
-/// Runs `start`, which starts a thread, with all signals blocked: the thread inherits that, so that it never runs a
+/// What the kernel raises in the very thread that did something wrong. Blocked, they would end the process past any handler,
+/// and with it past the one that says what went wrong.
+const FAULTS: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
+
+/// Runs `start`, which starts a thread, with all other signals blocked: the thread inherits that, so that it never runs a
 /// moment without. Signals are for the threads of whoever embeds amphi; a vCPU's thread is taken out of the guest by one
 /// whose default action would end the process, and a write to a closed pipe raises `SIGPIPE` on the devices' thread.
 pub(super) fn blocked<T>(start: impl FnOnce() -> T) -> T {
@@ -20,13 +24,16 @@ impl Drop for Unblock {
     }
 }
 
-/// Blocks all signals of the calling thread and returns its mask.
+/// Blocks all signals of the calling thread but its own faults, and returns its mask.
 fn block_all() -> libc::sigset_t {
     let (mut all, mut previous) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     // SAFETY: `sigfillset` initialises the first set, and `pthread_sigmask`, which cannot fail with valid arguments,
     // the second.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        for fault in FAULTS {
+            libc::sigdelset(all.as_mut_ptr(), fault);
+        }
         libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), previous.as_mut_ptr());
         previous.assume_init()
     }

@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::error::VmError;
 use super::machine::{MachineExit, MachineState};
-use super::signals;
+use super::{seccomp, signals};
 use crate::isolation::timeline::Stamp;
 
 /// `KVM_SET_SIGNAL_MASK`, which kvm-ioctls does not offer: `_IOW(0xae, 0x8b, struct kvm_signal_mask)`.
@@ -37,7 +37,8 @@ pub(super) fn kick(thread: RawPthread) {
     unsafe { libc::pthread_kill(thread, kick_signal()) };
 }
 
-/// Starts the thread of vCPU `index`, which runs until the machine's state says that it has ended.
+/// Starts the thread of vCPU `index`, which confines itself, and enters the guest once the machine's start is through. It
+/// runs until the machine's state says that it has ended.
 ///
 /// However the thread ends, the machine has ended then: one that waits for a vCPU which is gone would wait for ever.
 pub(super) fn spawn(
@@ -49,10 +50,13 @@ pub(super) fn spawn(
 ) -> Result<(JoinHandle<()>, RawPthread), VmError> {
     let body = move || {
         let _ended = EndOnUnwind(&state);
-        if let Err(error) = let_kick_through(&vcpu) {
+        let confined =
+            || seccomp::confine_vcpu().map_err(|error| VmError::host("confine a vCPU's thread")(error.into()));
+        if let Err(error) = let_kick_through(&vcpu).and_then(|()| confined()) {
             state.finish(Err(error));
             return;
         }
+        state.wait_for_start();
         first_instruction.mark();
         run(&mut vcpu, &buses, &state);
     };

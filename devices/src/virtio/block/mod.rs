@@ -1,18 +1,20 @@
-//! A block device (specification section 5.2): one queue, synchronous I/O straight between guest memory and a file.
+//! A block device (specification section 5.2): one queue, I/O straight between guest memory and a file.
 //!
 //! This file is the side that faces the transport and the event loop; `queue_handler` walks the queue, `request`
-//! decodes and carries out a request, `disk` touches the file.
+//! decodes a request, `disk` and `uring` carry it out.
 
+mod direct;
 mod disk;
 mod queue_handler;
 mod request;
+mod uring;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
@@ -23,11 +25,14 @@ use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::disk::{Disk, SECTOR};
-use self::queue_handler::QueueHandler;
+use self::queue_handler::{Backend, QueueHandler};
 use self::request::{MAX_ZEROED_SECTORS, Rules, SERIAL};
+use self::uring::Ring;
 use super::config::read_config_space;
 use super::{ActivateError, ActivationContext, VirtioDevice};
+use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::stream::doorbell;
+use crate::virtio::chain::Chain;
 
 /// The largest size of the request queue.
 const QUEUE_SIZE: u16 = 256;
@@ -36,9 +41,9 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
 /// A disk whose contents are a file or a host block device.
 ///
-/// Requests are carried out one after the other on the event loop's thread.
+/// Its requests are taken on the event loop's thread; how they are carried out says its [`Engine`].
 pub struct Block {
-    disk: Disk,
+    backend: Backend,
     read_only: bool,
     serial: [u8; SERIAL],
     /// Tells the event loop's thread that a vCPU has activated the device.
@@ -51,9 +56,19 @@ pub struct Block {
     watching: bool,
 }
 
+/// How requests are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// By the event loop's thread, one after the other.
+    Sync,
+    /// By the host's `io_uring`, as many at a time as the queue holds.
+    IoUring,
+}
+
 impl Block {
     /// A disk over `file`, which must be open for reading, and for writing too unless `read_only`.
     /// `serial` is what the guest reads as the disk's serial number; what is beyond 20 bytes is cut off.
+    /// Its engine is [`Engine::Sync`], and nothing limits it.
     ///
     /// # Errors
     /// The size of the file cannot be found, or an eventfd cannot be made.
@@ -63,14 +78,50 @@ impl Block {
             *to = from;
         }
         let activated = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let disk = Disk::new(file)?;
-        Ok(Self { disk, read_only, serial: id, activated, handler: None, queue_events: None, watching: false })
+        let backend = Backend { disk: Disk::new(file)?, ring: None, limiter: None };
+        Ok(Self { backend, read_only, serial: id, activated, handler: None, queue_events: None, watching: false })
+    }
+
+    /// Reads and writes through `file`, the same one opened with `O_DIRECT`, where the guest's buffers are aligned for that.
+    /// Said before the engine is chosen.
+    #[must_use]
+    pub fn with_direct(mut self, file: File) -> Self {
+        self.backend.disk.set_direct(file);
+        self.backend.ring = None;
+        self
+    }
+
+    /// Carries out requests with `engine`.
+    ///
+    /// # Errors
+    /// The host has no `io_uring`, or does not let this process use it.
+    pub fn with_engine(mut self, engine: Engine) -> io::Result<Self> {
+        self.backend.ring = match engine {
+            Engine::Sync => None,
+            Engine::IoUring => Some(Ring::new(&self.backend.disk)?),
+        };
+        Ok(self)
+    }
+
+    /// Takes requests only as fast as `limits` allow.
+    ///
+    /// # Errors
+    /// No timer can be made.
+    pub fn with_limits(self, limits: RateLimits) -> io::Result<Self> {
+        Ok(self.with_limiter(RateLimiter::new(limits)?))
+    }
+
+    /// Takes requests only as fast as `limiter` allows.
+    #[must_use]
+    pub fn with_limiter(mut self, limiter: RateLimiter) -> Self {
+        self.backend.limiter = Some(limiter);
+        self
     }
 
     fn config_space(&self) -> [u8; 60] {
         let mut space = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &self.disk.sectors().to_le_bytes());
+        put(0, &self.backend.disk.sectors().to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &SECTOR.to_le_bytes()[..4]);
         put(34, &1_u16.to_le_bytes());
@@ -86,7 +137,7 @@ impl Block {
 
     fn process_queue(&mut self) {
         let (Some(handler), Some(events)) = (&mut self.handler, &self.queue_events) else { return };
-        match handler.process(&self.disk) {
+        match handler.process(&mut self.backend) {
             Ok(false) => {}
             // Other devices get their turn before the rest.
             Ok(true) => {
@@ -96,7 +147,29 @@ impl Block {
             }
             Err(error) => {
                 handler.interrupt.fail(&error);
-                self.handler = None;
+                self.stop();
+            }
+        }
+    }
+
+    /// Waits for what is under way, and forgets the queue. Guest memory is not touched any more.
+    fn stop(&mut self) {
+        if let Some(ring) = &mut self.backend.ring {
+            ring.drain();
+        }
+        self.handler = None;
+    }
+
+    /// Watches what tells of work. Once only: all of it lives as long as the device.
+    fn watch(&mut self, ops: &mut EventOps) {
+        let Some(queue_events) = &self.queue_events else { return };
+        self.watching = true;
+        let edge = |fd: &dyn AsRawFd| Events::new_raw(fd.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED);
+        let ring = self.backend.ring.as_ref().map(|ring| edge(ring));
+        let limiter = self.backend.limiter.as_ref().map(|limiter| edge(limiter));
+        for events in [Some(doorbell(&queue_events[0], 0)), ring, limiter].into_iter().flatten() {
+            if let Err(error) = ops.add(events) {
+                log::error!("cannot watch a block device's work: {error}");
             }
         }
     }
@@ -137,26 +210,26 @@ impl VirtioDevice for Block {
         let queue = queue.ok_or_else(|| ActivateError("the block device's queue is not enabled".to_owned()))?;
         let write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
         let rules = Rules { read_only: self.read_only, write_through, serial: self.serial };
-        self.handler = Some(QueueHandler { memory, queue, interrupt, rules });
+        self.handler = Some(QueueHandler { memory, queue, interrupt, rules, chain: Chain::default() });
         self.queue_events = Some(queue_events);
         self.activated.write(1).map_err(|error| ActivateError(format!("the event loop cannot be told: {error}")))
     }
 
     fn reset(&mut self) {
-        self.handler = None;
+        self.stop();
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
 impl MutEventSubscriber for Block {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.activated.as_raw_fd()
-            && !self.watching
-            && let Some(events) = &self.queue_events
-        {
-            self.watching = true;
-            if let Err(error) = ops.add(doorbell(&events[0], 0)) {
-                log::error!("cannot watch a block device's queue: {error}");
-            }
+        if events.fd() == self.activated.as_raw_fd() && !self.watching {
+            self.watch(ops);
         }
         self.process_queue();
     }

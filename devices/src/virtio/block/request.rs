@@ -9,8 +9,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-use super::disk::Disk;
-use crate::virtio::chain::{Buffers, Chain, QueueError};
+use super::disk::{Disk, Extent, Io, Zeroing};
+use crate::virtio::chain::{Buffers, Chain, GuestByte, QueueError};
 
 /// The most sectors that a single discard or write-zeroes request may name: bounds the work of one request.
 pub(super) const MAX_ZEROED_SECTORS: u32 = 32 << 10;
@@ -29,53 +29,81 @@ pub(super) struct Rules {
     pub(super) serial: [u8; SERIAL],
 }
 
-enum Failure {
+enum Refusal {
     Unsupported,
-    Io(io::Error),
+    Failed(io::Error),
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        Self::Failed(error)
     }
 }
 
-/// What a request has done.
-pub(super) struct Done {
-    /// How many bytes were written to its chain.
-    pub(super) written: u32,
-    /// It was of a kind that may take long.
-    pub(super) slow: bool,
+/// What is to be done for a request.
+pub(super) enum Todo {
+    /// Data is to be moved, or brought to stable storage.
+    Io(Io),
+    /// Contents are to be dropped.
+    Zero(Zeroing),
+    /// Nothing any more.
+    Report(Status),
 }
 
-/// Carries out the request in `chain`.
-///
-/// # Errors
-/// There is no whole header or no place for the status, so that the driver cannot even be told.
-pub(super) fn execute(disk: &Disk, rules: &Rules, chain: &mut Chain<'_>) -> Result<Done, QueueError> {
-    let head = chain.head;
-    let mut header = [0; HEADER];
-    chain.readable.read(&mut header).ok_or(QueueError::TooShort { head, part: "header" })?;
-    let status = chain.writable.split_last().ok_or(QueueError::TooShort { head, part: "status" })?;
-    let (kind, sector) = (le32(&header, 0), le64(&header, 8));
-    let room = chain.writable.len();
-    let outcome = perform(disk, rules, kind, sector, chain);
-    let code = match outcome {
-        Ok(()) => VIRTIO_BLK_S_OK,
-        Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-        Err(Failure::Io(error)) => {
-            log::debug!("block request of type {kind} at sector {sector}: {error}");
-            VIRTIO_BLK_S_IOERR
+/// A request whose header has been read and checked. Its data is what is left in its chain.
+pub(super) struct Request<'m> {
+    status: GuestByte<'m>,
+    /// How many bytes there are for the device to write, but for the status.
+    room: usize,
+}
+
+impl<'m> Request<'m> {
+    /// Reads the header of the request in `chain` and finds out what there is to do on `disk`.
+    ///
+    /// # Errors
+    /// There is no whole header or no place for the status, so that the driver cannot even be told.
+    pub(super) fn read(chain: &mut Chain<'m>, rules: &Rules, disk: &Disk) -> Result<(Self, Todo), QueueError> {
+        let head = chain.head;
+        let mut header = [0; HEADER];
+        chain.readable.read(&mut header).ok_or(QueueError::TooShort { head, part: "header" })?;
+        let status = chain.writable.split_last().ok_or(QueueError::TooShort { head, part: "status" })?;
+        let (kind, sector) = (le32(&header, 0), le64(&header, 8));
+        let request = Self { status, room: chain.writable.len() };
+        let todo = decode(disk, rules, kind, sector, chain).unwrap_or_else(|refusal| {
+            Todo::Report(match refusal {
+                Refusal::Unsupported => Status(VIRTIO_BLK_S_UNSUPP),
+                Refusal::Failed(error) => {
+                    log::debug!("block request of type {kind} at sector {sector}: {error}");
+                    Status(VIRTIO_BLK_S_IOERR)
+                }
+            })
+        });
+        Ok((request, todo))
+    }
+
+    /// Tells the driver how the request ended. Returns how many bytes were written to `chain`.
+    pub(super) fn finish(self, chain: &Chain<'m>, Status(code): Status) -> u32 {
+        self.status.set(code.to_le_bytes()[0]);
+        u32::try_from(self.room - chain.writable.len() + 1).unwrap_or(u32::MAX)
+    }
+}
+
+/// How a request ended, as its status byte says it.
+pub(super) struct Status(u32);
+
+impl From<io::Result<()>> for Status {
+    fn from(result: io::Result<()>) -> Self {
+        match result {
+            Ok(()) => Self(VIRTIO_BLK_S_OK),
+            Err(error) => {
+                log::debug!("block request: {error}");
+                Self(VIRTIO_BLK_S_IOERR)
+            }
         }
-    };
-    status.set(code.to_le_bytes()[0]);
-    let written = u32::try_from(room - chain.writable.len() + 1).unwrap_or(u32::MAX);
-    let quick =
-        matches!(kind, VIRTIO_BLK_T_IN | VIRTIO_BLK_T_GET_ID) || kind == VIRTIO_BLK_T_OUT && !rules.write_through;
-    Ok(Done { written, slow: !quick })
+    }
 }
 
-fn perform(disk: &Disk, rules: &Rules, kind: u32, sector: u64, chain: &mut Chain<'_>) -> Result<(), Failure> {
+fn decode(disk: &Disk, rules: &Rules, kind: u32, sector: u64, chain: &mut Chain<'_>) -> Result<Todo, Refusal> {
     let changes = matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
     if changes && rules.read_only {
         return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into());
@@ -83,45 +111,43 @@ fn perform(disk: &Disk, rules: &Rules, kind: u32, sector: u64, chain: &mut Chain
     if chain.readable.len().max(chain.writable.len()) > MAX_DATA {
         return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
     }
-    match kind {
-        VIRTIO_BLK_T_IN => disk.read(sector, &mut chain.writable)?,
-        VIRTIO_BLK_T_OUT => disk.write(sector, &mut chain.readable, rules.write_through)?,
-        VIRTIO_BLK_T_FLUSH if rules.read_only => {}
-        VIRTIO_BLK_T_FLUSH => disk.flush()?,
+    let through = rules.write_through;
+    Ok(match kind {
+        VIRTIO_BLK_T_IN => Todo::Io(Io::Read(disk.extent(sector, chain.writable.len() as u64)?)),
+        VIRTIO_BLK_T_OUT => Todo::Io(Io::Write { to: disk.extent(sector, chain.readable.len() as u64)?, through }),
+        VIRTIO_BLK_T_FLUSH if rules.read_only => Todo::Report(Status(VIRTIO_BLK_S_OK)),
+        VIRTIO_BLK_T_FLUSH => Todo::Io(Io::Flush),
         VIRTIO_BLK_T_GET_ID => {
             chain.writable.write(&rules.serial);
+            Todo::Report(Status(VIRTIO_BLK_S_OK))
         }
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-            zero(disk, kind == VIRTIO_BLK_T_WRITE_ZEROES, &mut chain.readable)?;
-            if rules.write_through {
-                disk.flush()?;
-            }
+        VIRTIO_BLK_T_DISCARD => {
+            let (what, _) = segment(disk, false, &mut chain.readable)?;
+            Todo::Zero(Zeroing { what, must_be_zero: false, unmap: true, through })
         }
-        _ => return Err(Failure::Unsupported),
-    }
-    Ok(())
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            let (what, unmap) = segment(disk, true, &mut chain.readable)?;
+            Todo::Zero(Zeroing { what, must_be_zero: true, unmap, through })
+        }
+        _ => return Err(Refusal::Unsupported),
+    })
 }
 
-/// Discards or zeroes the one segment that the configuration space allows.
-fn zero(disk: &Disk, must_be_zero: bool, segments: &mut Buffers<'_>) -> Result<(), Failure> {
+/// The one segment that the configuration space allows, and whether its storage may be given back.
+fn segment(disk: &Disk, may_unmap: bool, segments: &mut Buffers<'_>) -> Result<(Extent, bool), Refusal> {
     let mut segment = [0; HEADER];
     let whole = segments.len() == HEADER;
     segments.read(&mut segment).filter(|()| whole).ok_or(io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
     let (sector, sectors, flags) = (le64(&segment, 0), le32(&segment, 8), le32(&segment, 12));
     let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
     // Section 5.2.6.2: unknown flags, and unmapping by a discard, are unsupported.
-    if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || (unmap && !must_be_zero) {
-        return Err(Failure::Unsupported);
+    if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || (unmap && !may_unmap) {
+        return Err(Refusal::Unsupported);
     }
     if sectors > MAX_ZEROED_SECTORS {
         return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
     }
-    if must_be_zero {
-        disk.write_zeroes(sector, sectors, unmap)?;
-    } else {
-        disk.discard(sector, sectors)?;
-    }
-    Ok(())
+    Ok((disk.sectors_extent(sector, sectors)?, unmap))
 }
 
 fn le32(bytes: &[u8; HEADER], at: usize) -> u32 {

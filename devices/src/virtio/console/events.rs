@@ -127,7 +127,7 @@ impl Console {
                 port.output = None;
                 port.close();
             }
-            Stop::Queue | Stop::Stream => {}
+            Stop::Queue | Stop::Stream | Stop::End => {}
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Console {
     fn receive(&mut self, index: usize, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         let port = &mut self.ports[index];
         let number = receive_queue(port.id);
-        let mut stop = Some(Stop::Queue);
+        let mut stop = Stop::Queue;
         if let Some(Active { memory, queues, interrupt, .. }) = &mut self.active
             && queues[number].ready()
         {
@@ -145,16 +145,16 @@ impl Console {
             stop = result?;
         }
         if let Some(input) = &mut port.input {
-            if stop == Some(Stop::Stream) {
+            if stop == Stop::Stream {
                 input.watch(ops, Token::Input(index).pack());
             } else {
                 input.unwatch(ops);
             }
         }
         match stop {
-            Some(Stop::Turn) => self.call_again(number),
-            Some(Stop::Queue | Stop::Stream) => {}
-            None => {
+            Stop::Turn => self.call_again(number),
+            Stop::Queue | Stop::Stream => {}
+            Stop::End => {
                 port.input = None;
                 port.host_open = false;
                 if let Some(active) = &mut self.active {

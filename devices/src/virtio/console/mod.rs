@@ -123,7 +123,7 @@ impl Console {
                 }
                 match result {
                     Ok(Stop::Turn) => {}
-                    Ok(Stop::Queue | Stop::Stream) => break,
+                    Ok(Stop::Queue | Stop::Stream | Stop::End) => break,
                     Err(error) => {
                         log::debug!("console port {} cannot be flushed: {error}", port.id);
                         break;

@@ -19,6 +19,8 @@ pub(super) enum Stop {
     Stream,
     /// It has had its turn, and could go on.
     Turn,
+    /// The host's stream has ended.
+    End,
 }
 
 /// A port's state. `sent` and the flags are all that there is to know besides the queues.
@@ -75,28 +77,13 @@ impl PortState {
 
     /// Writes what the guest has sent to the output.
     pub(super) fn transmit(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Stop, QueueError> {
-        let mut chain = Chain::default();
-        let mut chains = queue.size();
-        let mut bytes = BYTES_A_ROUND;
-        loop {
-            queue.disable_notification(memory)?;
-            while let Some(descriptors) = chain::next(queue, memory)? {
-                chain.load(descriptors, memory, queue.size())?;
-                if !self.write_chain(&mut chain, &mut bytes) {
-                    queue.go_to_previous_position();
-                    return Ok(if bytes == 0 { Stop::Turn } else { Stop::Stream });
-                }
-                self.sent = 0;
-                queue.add_used(memory, chain.head, 0)?;
-                chains -= 1;
-                if chains == 0 {
-                    return Ok(Stop::Turn);
-                }
+        serve(queue, memory, |chain, bytes| {
+            if !self.write_chain(chain, bytes) {
+                return Ok(Served::Left(if *bytes == 0 { Stop::Turn } else { Stop::Stream }));
             }
-            if !queue.enable_notification(memory)? {
-                return Ok(Stop::Queue);
-            }
-        }
+            self.sent = 0;
+            Ok(Served::Used(0))
+        })
     }
 
     /// Writes one chain, from where the last attempt stopped. Returns whether it is done with.
@@ -130,45 +117,68 @@ impl PortState {
         whole
     }
 
-    /// Reads from the input to the guest's buffers. At the end of the input, `Ok(None)`.
-    pub(super) fn receive(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Option<Stop>, QueueError> {
-        let Some(input) = self.input.as_mut().filter(|_| self.guest_open) else { return Ok(Some(Stop::Queue)) };
-        let mut chain = Chain::default();
-        let mut chains = queue.size();
-        let mut bytes = BYTES_A_ROUND;
-        loop {
-            queue.disable_notification(memory)?;
-            while let Some(descriptors) = chain::next(queue, memory)? {
-                chain.load(descriptors, memory, queue.size())?;
-                chain.writable.truncate(BYTES_A_ROUND);
-                if chain.writable.len() == 0 {
-                    return Err(QueueError::TooShort { head: chain.head, part: "byte" });
+    /// Reads from the input to the guest's buffers.
+    pub(super) fn receive(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Stop, QueueError> {
+        let Some(input) = self.input.as_mut().filter(|_| self.guest_open) else { return Ok(Stop::Queue) };
+        let id = self.id;
+        serve(queue, memory, |chain, bytes| {
+            chain.writable.truncate(BYTES_A_ROUND);
+            if chain.writable.len() == 0 {
+                return Err(QueueError::TooShort { head: chain.head, part: "byte" });
+            }
+            // SAFETY: As for writing.
+            Ok(match unsafe { input.transfer(chain.writable.iovecs()) } {
+                Ok(count) if count > 0 => {
+                    *bytes = bytes.saturating_sub(count);
+                    Served::Used(u32::try_from(count).unwrap_or(u32::MAX))
                 }
-                // SAFETY: As for writing.
-                let count = match unsafe { input.transfer(chain.writable.iovecs()) } {
-                    Ok(count) if count > 0 => count,
-                    Err(error) if would_block(&error) => {
-                        queue.go_to_previous_position();
-                        return Ok(Some(Stop::Stream));
-                    }
-                    end => {
-                        if let Err(error) = end {
-                            log::info!("console port {} takes a failed read for the end: {error}", self.id);
-                        }
-                        queue.go_to_previous_position();
-                        return Ok(None);
-                    }
-                };
-                queue.add_used(memory, chain.head, u32::try_from(count).unwrap_or(u32::MAX))?;
-                bytes = bytes.saturating_sub(count);
-                chains -= 1;
-                if chains == 0 || bytes == 0 {
-                    return Ok(Some(Stop::Turn));
+                Ok(_) => Served::Left(Stop::End),
+                Err(error) if would_block(&error) => Served::Left(Stop::Stream),
+                Err(error) => {
+                    log::info!("console port {id} takes a failed read for the end: {error}");
+                    Served::Left(Stop::End)
+                }
+            })
+        })
+    }
+}
+
+/// What has become of a chain.
+enum Served {
+    /// It goes back to the driver, with so many bytes written to it.
+    Used(u32),
+    /// It stays the next one, and the port stops.
+    Left(Stop),
+}
+
+/// Has `step` move the bytes of one chain after the other, until something stops it or the port has had its turn. `step` counts
+/// down the bytes that the turn has left.
+fn serve<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemoryMmap,
+    mut step: impl FnMut(&mut Chain<'m>, &mut usize) -> Result<Served, QueueError>,
+) -> Result<Stop, QueueError> {
+    let mut chain = Chain::default();
+    let mut chains = queue.size();
+    let mut bytes = BYTES_A_ROUND;
+    loop {
+        queue.disable_notification(memory)?;
+        while let Some(descriptors) = chain::next(queue, memory)? {
+            chain.load(descriptors, memory, queue.size())?;
+            match step(&mut chain, &mut bytes)? {
+                Served::Used(len) => queue.add_used(memory, chain.head, len)?,
+                Served::Left(stop) => {
+                    queue.go_to_previous_position();
+                    return Ok(stop);
                 }
             }
-            if !queue.enable_notification(memory)? {
-                return Ok(Some(Stop::Queue));
+            chains -= 1;
+            if chains == 0 || bytes == 0 {
+                return Ok(Stop::Turn);
             }
+        }
+        if !queue.enable_notification(memory)? {
+            return Ok(Stop::Queue);
         }
     }
 }

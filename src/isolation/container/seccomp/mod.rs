@@ -1,11 +1,12 @@
-//! The workload's seccomp filter, compiled by the compiler of amphi itself: at run time it is a constant.
+//! The workload's seccomp filter: at run time it is a constant.
 
-mod compiler;
 mod policy;
 
-use compiler::Program;
+use policy::POLICY;
 
-const PROGRAM: Program = compiler::compile(policy::ALLOWED, policy::SPECIAL);
+use crate::host::seccomp::{Program, compile};
+
+const PROGRAM: Program = compile(&POLICY);
 
 /// The filter, ready for `seccomp(2)`.
 pub(super) static FILTER: [libc::sock_filter; PROGRAM.len()] = PROGRAM.instructions();
@@ -13,48 +14,25 @@ pub(super) static FILTER: [libc::sock_filter; PROGRAM.len()] = PROGRAM.instructi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::seccomp::AUDIT_ARCH_X86_64;
+    use crate::host::seccomp::interpreter::evaluate;
 
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
     const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
 
-    /// What the filter answers, and after how many instructions, by the rules of classic BPF.
-    fn run(arch: u32, number: u32, argument: u32) -> (u32, usize) {
-        let (mut at, mut accumulator, mut steps) = (0, 0, 0);
-        loop {
-            let i = FILTER[at];
-            steps += 1;
-            at += 1;
-            let jump = |taken: bool| usize::from(if taken { i.jt } else { i.jf });
-            match i.code {
-                0x20 => {
-                    accumulator = match i.k {
-                        0 => number,
-                        4 => arch,
-                        16 => argument,
-                        other => panic!("load from {other}"),
-                    }
-                }
-                0x15 => at += jump(accumulator == i.k),
-                0x35 => at += jump(accumulator >= i.k),
-                0x45 => at += jump(accumulator & i.k != 0),
-                0x06 => return (i.k, steps),
-                other => panic!("instruction {other:#x}"),
-            }
-        }
-    }
-
     fn verdict(number: libc::c_long, argument: u32) -> u32 {
-        run(compiler::AUDIT_ARCH_X86_64, u32::try_from(number).unwrap(), argument).0
+        let number = u32::try_from(number).unwrap();
+        evaluate(&FILTER, AUDIT_ARCH_X86_64, number, [argument, 0, 0, 0, 0, 0]).0
     }
 
     #[test]
     fn every_number_gets_what_the_policy_says() {
-        let special: Vec<_> = policy::SPECIAL.iter().map(|&(number, _)| number).collect();
+        let special: Vec<_> = POLICY.special.iter().map(|&(number, _)| number).collect();
         for number in (0..1024).filter(|n| !special.contains(n)) {
-            let expected = if policy::ALLOWED.contains(&number) {
+            let expected = if POLICY.allowed.contains(&number) {
                 ALLOW
-            } else if number > compiler::LAST_KNOWN {
+            } else if number > POLICY.last_known {
                 ENOSYS
             } else {
                 EPERM
@@ -128,14 +106,14 @@ mod tests {
 
     #[test]
     fn other_architectures_end_the_process_and_x32_is_unknown() {
-        assert_eq!(run(0x4000_0003, 1, 0).0, libc::SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(evaluate(&FILTER, 0x4000_0003, 1, [0; 6]).0, libc::SECCOMP_RET_KILL_PROCESS);
         assert_eq!(verdict(0x4000_0000, 0), ENOSYS);
     }
 
     /// The kernel runs the filter once for each known number when it is installed, so length of path is start-up time.
     #[test]
     fn no_path_is_long() {
-        let longest = (0..1024).map(|n| run(compiler::AUDIT_ARCH_X86_64, n, 0x7fff_ffff).1).max().unwrap();
+        let longest = (0..1024).map(|n| evaluate(&FILTER, AUDIT_ARCH_X86_64, n, [0x7fff_ffff; 6]).1).max().unwrap();
         assert!(longest <= 20, "{longest} instructions");
         assert!(FILTER.len() < 256, "{} instructions", FILTER.len());
     }

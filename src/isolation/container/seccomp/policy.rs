@@ -5,7 +5,7 @@
 //! (`keyctl` is not namespaced), clocks, `swapon`, `reboot`, `open_by_handle_at` (it reaches outside
 //! the root), and what is obsolete.
 
-use super::compiler::Rule;
+use crate::host::seccomp::{Policy, Rule, Test, fail_with};
 
 /// The namespace flags of `clone(2)`: a workload may start processes and threads, but no namespaces.
 const NAMESPACES: u32 = (libc::CLONE_NEWNS
@@ -24,19 +24,36 @@ const SYS_FUTEX_WAKE: libc::c_long = 454;
 const SYS_FUTEX_WAIT: libc::c_long = 455;
 const SYS_FUTEX_REQUEUE: libc::c_long = 456;
 
+/// The last system call that this policy has an opinion on. Newer ones fail with `ENOSYS`, so that programs fall back to
+/// what they used before; refusing with `EPERM` would look like a final answer.
+const LAST_KNOWN: libc::c_long = libc::SYS_mseal;
+
+/// The workload's policy: what is in neither list fails with `EPERM`.
+pub(super) const POLICY: Policy = Policy {
+    allowed: ALLOWED,
+    special: SPECIAL,
+    refusal: fail_with(libc::EPERM),
+    last_known: LAST_KNOWN,
+    unknown: fail_with(libc::ENOSYS),
+};
+
+const fn first_argument(test: Test) -> Rule {
+    Rule::AllowIf { argument: 0, test }
+}
+
 /// System calls that depend on their first argument, or fail as if the kernel did not have them.
-pub(super) const SPECIAL: &[(libc::c_long, Rule)] = &[
-    (libc::SYS_clone, Rule::AllowUnlessBits(NAMESPACES)),
+const SPECIAL: &[(libc::c_long, Rule)] = &[
+    (libc::SYS_clone, first_argument(Test::NoneOfBits(NAMESPACES))),
     // Its flags are in memory, which a filter cannot read. C libraries fall back to clone(2).
-    (libc::SYS_clone3, Rule::NoSuchCall),
+    (libc::SYS_clone3, Rule::Fail(libc::ENOSYS)),
     // AF_VSOCK is not namespaced: it would reach the hypervisor of the host. AF_ALG is kernel attack surface.
-    (libc::SYS_socket, Rule::AllowUnlessOneOf(&[libc::AF_VSOCK.cast_unsigned(), libc::AF_ALG.cast_unsigned()])),
+    (libc::SYS_socket, first_argument(Test::NoneOf(&[libc::AF_VSOCK.cast_unsigned(), libc::AF_ALG.cast_unsigned()]))),
     // PER_LINUX, UNAME26, PER_LINUX32, both, and "tell me the present one".
-    (libc::SYS_personality, Rule::AllowIfOneOf(&[0, 0x0002_0000, 0x0008, 0x0002_0008, 0xffff_ffff])),
+    (libc::SYS_personality, first_argument(Test::OneOf(&[0, 0x0002_0000, 0x0008, 0x0002_0008, 0xffff_ffff]))),
 ];
 
 /// System calls that are always allowed.
-pub(super) const ALLOWED: &[libc::c_long] = &[
+const ALLOWED: &[libc::c_long] = &[
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_access,

@@ -5,6 +5,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
+use crate::host::kvm::x86_64::{self, CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, descriptor};
 
 /// Which of the kernel's doors to enter by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,72 +24,25 @@ impl Entry {
     }
 }
 
-const CR0_PE: u64 = 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const PAGE_PRESENT_WRITABLE: u64 = 3;
-const PAGE_HUGE: u64 = 1 << 7;
-
-const CODE: u8 = 0xb;
-const DATA: u8 = 0x3;
+/// The type of a busy 32-bit or 64-bit task state segment.
 const TSS_BUSY: u8 = 0xb;
 const SELECTOR_CODE: u16 = 0x10;
 const SELECTOR_DATA: u16 = 0x18;
 const SELECTOR_TSS: u16 = 0x20;
 
-fn flat_segment(selector: u16, type_: u8, long_mode: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: u8::from(!long_mode),
-        s: 1,
-        l: u8::from(long_mode),
-        g: 1,
-        ..Default::default()
-    }
-}
-
-/// A descriptor of the GDT (Intel SDM volume 3, section 3.4.5).
-fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = if segment.g == 1 { segment.limit >> 12 } else { segment.limit };
-    let limit = u64::from(limit);
-    (limit & 0xffff)
-        | (segment.base & 0xff_ffff) << 16
-        | u64::from(segment.type_) << 40
-        | u64::from(segment.s) << 44
-        | u64::from(segment.dpl) << 45
-        | u64::from(segment.present) << 47
-        | (limit >> 16 & 0xf) << 48
-        | u64::from(segment.l) << 53
-        | u64::from(segment.db) << 54
-        | u64::from(segment.g) << 55
-        | (segment.base >> 24 & 0xff) << 56
-}
-
 /// Writes the tables that the registers will point to: a GDT, and for the 64-bit entry an identity map of 1 GiB.
 pub(crate) fn write_tables(memory: &GuestMemoryMmap, entry: Entry) -> Result<(), vm_memory::GuestMemoryError> {
     let long_mode = matches!(entry, Entry::Linux64(_));
-    let code = flat_segment(SELECTOR_CODE, CODE, long_mode);
-    let data = flat_segment(SELECTOR_DATA, DATA, false);
+    let code = x86_64::code_segment(SELECTOR_CODE, long_mode);
+    let data = x86_64::data_segment(SELECTOR_DATA);
     let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&tss())];
     for (i, entry) in (0u64..).zip(gdt) {
         memory.write_obj(entry, GuestAddress(layout::GDT + 8 * i))?;
     }
     if long_mode {
-        memory.write_obj(layout::PDPT | PAGE_PRESENT_WRITABLE, GuestAddress(layout::PML4))?;
-        memory.write_obj(layout::PD | PAGE_PRESENT_WRITABLE, GuestAddress(layout::PDPT))?;
-        let mut pd = [0u8; 4096];
-        for (i, slot) in (0u64..).zip(pd.chunks_exact_mut(8)) {
-            slot.copy_from_slice(&(i << 21 | PAGE_HUGE | PAGE_PRESENT_WRITABLE).to_le_bytes());
-        }
-        memory.write_slice(&pd, GuestAddress(layout::PD))?;
+        memory.write_obj(x86_64::table_entry(layout::PDPT), GuestAddress(layout::PML4))?;
+        memory.write_obj(x86_64::table_entry(layout::PD), GuestAddress(layout::PDPT))?;
+        memory.write_slice(&x86_64::identity_directory(), GuestAddress(layout::PD))?;
     }
     Ok(())
 }
@@ -117,8 +71,8 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::E
     sregs.gdt.limit = 5 * 8 - 1;
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
-    sregs.cs = flat_segment(SELECTOR_CODE, CODE, long_mode);
-    let data = flat_segment(SELECTOR_DATA, DATA, false);
+    sregs.cs = x86_64::code_segment(SELECTOR_CODE, long_mode);
+    let data = x86_64::data_segment(SELECTOR_DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = tss();
     sregs.cr0 = CR0_PE | CR0_ET;
@@ -142,15 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_the_usual_flat_ones() {
-        assert_eq!(descriptor(&flat_segment(SELECTOR_CODE, CODE, true)), 0x00af_9b00_0000_ffff);
-        assert_eq!(descriptor(&flat_segment(SELECTOR_CODE, CODE, false)), 0x00cf_9b00_0000_ffff);
-        assert_eq!(descriptor(&flat_segment(SELECTOR_DATA, DATA, false)), 0x00cf_9300_0000_ffff);
+    fn the_task_state_segment_is_the_usual_one() {
         assert_eq!(descriptor(&tss()), 0x0000_8b00_0000_0067);
     }
 
     #[test]
-    fn identity_map_reaches_a_gibibyte() {
+    fn the_identity_map_is_where_the_registers_point() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         write_tables(&memory, Entry::Linux64(0x10_0000)).unwrap();
         let last: u64 = memory.read_obj(GuestAddress(layout::PD + 511 * 8)).unwrap();

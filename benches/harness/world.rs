@@ -23,16 +23,13 @@ pub(crate) fn progress(message: &str) {
     eprintln!("bench: {message}");
 }
 
-/// What the figures are.
-pub(crate) fn heading(runs: usize) -> String {
-    let unit = if in_lab() {
+/// What a figure is, in words.
+pub(crate) fn unit() -> &'static str {
+    if in_lab() {
         "million instructions, counted in the lab (1 instruction is 1 ns of its clock)"
     } else {
         "milliseconds"
-    };
-    format!(
-        "\n{runs} runs of each, interleaved, after one that does not count; whole process, from start to exit.\nAll figures but ratios: {unit}; minimum / median.\n"
-    )
+    }
 }
 
 /// Runs this program again in the lab.

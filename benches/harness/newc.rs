@@ -1,0 +1,16 @@
+//! Archives in the "newc" format, as initramfs (Documentation/driver-api/early-userspace/buffer-format.rst of the kernel).
+
+/// Appends an entry; the last one is called `TRAILER!!!`.
+pub(crate) fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), body: &[u8]) {
+    let fields = [0, mode, 0, 0, 1, 0, u32::try_from(body.len()).unwrap(), 0, 0, device.0, device.1];
+    archive.extend(b"070701");
+    for field in fields {
+        archive.extend(format!("{field:08x}").bytes());
+    }
+    archive.extend(format!("{:08x}{:08x}", name.len() + 1, 0).bytes());
+    archive.extend(name.bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(body);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}

@@ -1,0 +1,108 @@
+//! Threads that follow a microVM from outside: in the command its main thread, and the one that takes signals.
+
+use super::rules::{
+    DESCRIPTOR_FLAGS, KVM, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME, WRITE,
+    ioctl,
+};
+use crate::host::seccomp::{Policy, Rule, Test};
+
+pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+
+/// What a thread is made with; a process would have none of these.
+const THREAD: u32 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND).cast_unsigned();
+
+const SPECIAL: &[(libc::c_long, Rule)] = &[
+    // A guest that never gets ready, or stops in an odd way, is explained by a small VM of the host's own
+    // (`host::kvm::probe`), on a thread of its own.
+    (libc::SYS_clone, Rule::AllowIf { argument: 0, test: Test::AllOfBits(THREAD) }),
+    // Its flags are in memory, which a filter cannot read. The C library falls back to clone(2).
+    (libc::SYS_clone3, Rule::Fail(libc::ENOSYS)),
+    (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(IOCTLS) }),
+    (libc::SYS_mmap, NO_NEW_CODE),
+    (libc::SYS_mprotect, NO_NEW_CODE),
+    (libc::SYS_prctl, THREAD_NAME),
+    (libc::SYS_openat, NO_FILES),
+    (libc::SYS_open, NO_FILES),
+    (libc::SYS_readlink, NO_FILES),
+    (libc::SYS_getcwd, NO_FILES),
+    (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
+];
+
+/// `TIOCGWINSZ` of asm-generic/ioctls.h.
+const TERMINAL_SIZE: u32 = 0x5413;
+
+const IOCTLS: &[u32] = &[
+    TERMINAL_RESTORE,
+    TERMINAL_SIZE,
+    SET_NONBLOCKING,
+    // The probe: KVM_CREATE_VM, CHECK_EXTENSION, GET_VCPU_MMAP_SIZE, GET_SUPPORTED_CPUID, CREATE_VCPU,
+    // SET_USER_MEMORY_REGION, RUN, GET_REGS, SET_REGS, GET_SREGS, SET_SREGS, SET_CPUID2.
+    ioctl(NONE, 0, KVM, 0x01),
+    ioctl(NONE, 0, KVM, 0x03),
+    ioctl(NONE, 0, KVM, 0x04),
+    ioctl(READ | WRITE, 8, KVM, 0x05),
+    ioctl(NONE, 0, KVM, 0x41),
+    ioctl(WRITE, 32, KVM, 0x46),
+    ioctl(NONE, 0, KVM, 0x80),
+    ioctl(READ, 144, KVM, 0x81),
+    ioctl(WRITE, 144, KVM, 0x82),
+    ioctl(READ, 312, KVM, 0x83),
+    ioctl(WRITE, 312, KVM, 0x84),
+    ioctl(WRITE, 8, KVM, 0x90),
+];
+
+const ALLOWED: &[libc::c_long] = &[
+    // The guest's reports, messages to it, what amphi itself says, the timeline.
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_shutdown,
+    // Letting go: descriptors, and the names of sockets that others connect to.
+    libc::SYS_close,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    // Signals: waiting for them, passing them on, taking a vCPU out of the guest, dying of one as the workload did.
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_kill,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    // Helpers of the VM's, such as the user-mode network's, are waited for.
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_pidfd_send_signal,
+    // Locks, and the joining of threads.
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    // Memory: the allocator's, threads' stacks, guest memory that is given back.
+    libc::SYS_brk,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_madvise,
+    // The start of a thread, for the probe.
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    // Time, where the kernel's clock is not one that the vDSO can read; seeds of hash tables.
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    // What standard streams are: a terminal or not.
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    // The end.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_restart_syscall,
+];

@@ -1,0 +1,68 @@
+//! The threads `vcpuN`: they run the guest, and carry out what it asks of ports and registers.
+
+use super::rules::{
+    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, TERMINAL_RESTORE,
+    THREAD_NAME, WRITE, ioctl,
+};
+use crate::host::seccomp::{Policy, Rule, Test};
+
+pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+
+const KVM_RUN: u32 = ioctl(NONE, 0, KVM, 0x80);
+const KVM_GET_REGS: u32 = ioctl(READ, 144, KVM, 0x81);
+/// `TUNSETOFFLOAD`: what a driver has negotiated becomes the tap's when it sets `DRIVER_OK`.
+const TUN_SET_OFFLOAD: u32 = ioctl(WRITE, 4, b'T', 208);
+
+const SPECIAL: &[(libc::c_long, Rule)] = &[
+    (
+        libc::SYS_ioctl,
+        Rule::AllowIf {
+            argument: 1,
+            test: Test::OneOf(&[KVM_RUN, KVM_IRQ_LINE, KVM_GET_REGS, TUN_SET_OFFLOAD, TERMINAL_RESTORE]),
+        },
+    ),
+    (libc::SYS_mmap, NO_NEW_CODE),
+    (libc::SYS_mprotect, NO_NEW_CODE),
+    (libc::SYS_prctl, THREAD_NAME),
+    (libc::SYS_openat, NO_FILES),
+    (libc::SYS_open, NO_FILES),
+    (libc::SYS_readlink, NO_FILES),
+    (libc::SYS_getcwd, NO_FILES),
+    (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
+    (libc::SYS_tgkill, KICK_AND_ABORT),
+];
+
+const ALLOWED: &[libc::c_long] = &[
+    // The serial console's output; queues' eventfds and the machine's end; messages of the log and of a panic.
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Eventfds are emptied; resetting a device disarms its timers and lets go of its descriptors.
+    libc::SYS_read,
+    libc::SYS_epoll_ctl,
+    libc::SYS_timerfd_settime,
+    libc::SYS_close,
+    // Locks, and waking those who wait for the machine's end.
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    // Memory: the allocator's, and a thread's at its end.
+    libc::SYS_brk,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_madvise,
+    // Time, where the kernel's clock is not one that the vDSO can read.
+    libc::SYS_clock_gettime,
+    // Seeds of hash tables.
+    libc::SYS_getrandom,
+    // The end of a thread, of a process after a panic, and who it is that ends.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    // How many processors there are, which glibc wants to know before it makes an arena.
+    libc::SYS_sched_getaffinity,
+    // What a system call becomes that a stop of the process has interrupted.
+    libc::SYS_restart_syscall,
+];
