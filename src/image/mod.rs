@@ -4,6 +4,8 @@ mod builtin;
 mod cache;
 mod disk;
 mod erofs;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guest_root;
 pub mod initramfs;
 mod reference;

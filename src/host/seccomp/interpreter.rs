@@ -13,7 +13,7 @@ pub(crate) fn evaluate(filter: &[libc::sock_filter], arch: u32, number: u32, arg
                 accumulator = match i.k {
                     0 => number,
                     4 => arch,
-                    16..=56 if i.k % 8 == 0 => arguments[(i.k as usize - 16) / 8],
+                    16..=56 if i.k.is_multiple_of(8) => arguments[(i.k as usize - 16) / 8],
                     other => panic!("load from {other}"),
                 }
             }

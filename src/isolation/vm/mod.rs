@@ -7,6 +7,8 @@ mod device_set;
 mod direct;
 mod error;
 mod event_loop;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kernel_image;
 mod load;
 mod machine;
