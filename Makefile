@@ -14,10 +14,10 @@ lab := resources/lab/lab
 data_home := $(or $(XDG_DATA_HOME),$(if $(filter 0,$(shell id -u)),/var/lib,$(HOME)/.local/share))
 step = @printf '\n==> %s\n' '$(1)' >&2
 
-.PHONY: help setup build kernel demo test check unit integration licences bench ci clean
+.PHONY: help setup build kernel demo test check unit integration fuzz fuzz-smoke licences bench ci clean
 
 help: ## this list
-	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## install what is missing (apt-get), check the Rust toolchain
 	$(call step,setup: tools and libraries)
@@ -61,6 +61,13 @@ integration:
 	$(call step,integration: the suite; on an emulated machine where KVM is not usable)
 	cargo test --test integration --locked
 
+fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 each
+	@resources/fuzz $(or $(SECONDS),60) $(TARGET)
+
+fuzz-smoke: ## every fuzz target for a few seconds
+	$(call step,fuzz: a few seconds each)
+	@resources/fuzz 5
+
 licences: ## licences and double versions of the dependencies
 	$(call step,licences: dependencies)
 	@resources/licences
@@ -69,8 +76,8 @@ bench: kernel ## start-up and memory figures, as in docs/benchmarks.md
 	$(call step,bench)
 	cargo bench --locked
 
-ci: setup licences test ## what continuous integration runs
+ci: setup licences test fuzz-smoke ## what continuous integration runs
 
 clean: ## remove what was built here (not the kernels, not the lab)
 	cargo clean
-	rm -f amphi
+	rm -rf amphi fuzz/target

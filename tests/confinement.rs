@@ -35,7 +35,7 @@ fn threads_are_confined() {
 /// What the threads of each kind may be seen to ask for under load. All else is either not needed, or belongs in here, in
 /// the filters (`src/isolation/vm/seccomp`), and, with its reason, in the commit that brings it.
 const EXPECTED: [(&str, &[&str]); 4] = [
-    ("vcpu", &["ioctl", "futex", "write", "read", "tgkill", "getpid", "epoll_ctl", "close"]),
+    ("vcpu", &["ioctl", "futex", "write", "read", "tgkill", "getpid", "epoll_ctl", "close", "io_uring_enter"]),
     (
         "devices",
         &[

@@ -5,6 +5,8 @@ mod cache;
 mod disk;
 mod disk_file;
 mod erofs;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guest_root;
 pub mod initramfs;
 mod reference;

@@ -10,6 +10,8 @@ mod elf;
 mod error;
 mod extracted;
 mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod inspect;
 pub mod install;
 mod modules;
@@ -18,7 +20,9 @@ mod payload;
 mod process;
 mod progress;
 pub mod store;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "a door for the fuzz targets is a test too")]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "tests need more of it"))]
 mod test_images;
 
 use std::fs::File;

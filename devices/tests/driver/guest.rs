@@ -213,6 +213,13 @@ impl Guest {
         self.memory.write_obj(ring.next_available, GuestAddress(ring.available + 2)).unwrap();
     }
 
+    /// Makes the available ring's index any number.
+    pub(crate) fn set_available(&mut self, queue: usize, index: u16) {
+        let ring = &mut self.rings[queue];
+        ring.next_available = index;
+        self.memory.write_obj(index, GuestAddress(ring.available + 2)).unwrap();
+    }
+
     /// Makes a chain available without notifying. Returns its head.
     pub(crate) fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let ring = &mut self.rings[queue];

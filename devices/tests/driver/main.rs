@@ -11,3 +11,4 @@ mod legacy;
 mod mmio;
 mod net;
 mod tap;
+mod program;

@@ -8,6 +8,8 @@ mod direct;
 mod disks;
 mod error;
 mod event_loop;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kernel_image;
 mod load;
 mod machine;

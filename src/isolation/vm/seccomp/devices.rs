@@ -60,6 +60,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fstat,
     libc::SYS_io_uring_enter,
+    libc::SYS_clock_nanosleep,
     // Sockets: console streams, vsock, the user-mode network.
     libc::SYS_accept4,
     libc::SYS_connect,

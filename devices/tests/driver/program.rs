@@ -1,0 +1,205 @@
+//! A guest's behaviour as a string of bytes: what the fuzzers find is a file, and runs again anywhere.
+//!
+//! Every string is a program. Most of its operations are plausible, so that it comes far, and none needs to be.
+
+use amphi_devices::BusDevice;
+
+use crate::guest::{
+    ACKNOWLEDGE, BUFFERS, Buffer, DRIVER, DRIVER_OK, FEATURES_OK, Guest, INDIRECT, MEMORY, NEXT, NOTIFY,
+};
+use crate::guest::{STATUS, WRITE};
+
+/// More operations than this say nothing new.
+const MOST_OPERATIONS: usize = 512;
+
+/// The bytes still to be interpreted. At the end there are zeros.
+#[allow(unreachable_pub, reason = "the fuzz targets' crate makes it public")]
+pub struct Input<'a>(&'a [u8]);
+
+#[allow(unreachable_pub, reason = "the fuzz targets' crate makes it public")]
+impl<'a> Input<'a> {
+    /// All of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Whether there is nothing left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The next `N` bytes.
+    pub fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let count = N.min(self.0.len());
+        let (head, rest) = self.0.split_at(count);
+        bytes[..count].copy_from_slice(head);
+        self.0 = rest;
+        bytes
+    }
+
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+
+    fn half(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    /// A register's value: any, or a small one, or a single bit.
+    fn value(&mut self) -> u64 {
+        match self.byte() % 4 {
+            0 => u64::from_le_bytes(self.take()),
+            1 => 1 << (self.byte() % 64),
+            _ => u64::from(self.byte()),
+        }
+    }
+
+    /// A guest physical address: mostly of a buffer, now and then at an edge or anywhere.
+    fn address(&mut self) -> u64 {
+        match self.byte() % 16 {
+            0 => u64::from_le_bytes(self.take()),
+            1 => MEMORY - u64::from(self.byte()),
+            2..=4 => BUFFERS + u64::from(self.half()) * 64,
+            _ => BUFFERS + u64::from(self.byte() % 64) * 64,
+        }
+    }
+
+    /// The length of a buffer.
+    fn length(&mut self) -> u32 {
+        match self.byte() % 8 {
+            0 => u32::from_le_bytes(self.take()),
+            1 => u32::from(self.half()),
+            2 => 512 * u32::from(self.byte() % 16),
+            3 => [0, 1, 8, 16][usize::from(self.byte() % 4)],
+            _ => u32::from(self.byte()),
+        }
+    }
+}
+
+/// Runs the program on `guest`. Its device works whenever the program lets it, and in the end.
+pub(crate) fn run(guest: &mut Guest, bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    start(guest, 0);
+    for _ in 0..MOST_OPERATIONS {
+        if input.is_empty() {
+            break;
+        }
+        operation(guest, &mut input);
+    }
+    guest.run();
+}
+
+/// Accesses registers only, and lets the device work now and then.
+#[allow(dead_code, reason = "for the fuzz targets")]
+pub(crate) fn run_registers(guest: &mut Guest, bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    for operation in 0..2 * MOST_OPERATIONS {
+        if input.is_empty() {
+            break;
+        }
+        access(guest, &mut input);
+        if operation % 16 == 15 {
+            guest.run();
+        }
+    }
+    guest.run();
+}
+
+fn operation(guest: &mut Guest, input: &mut Input<'_>) {
+    match input.byte() % 16 {
+        0 => start(guest, input.value()),
+        1 => access(guest, input),
+        2 => descriptor(guest, input),
+        3 => {
+            if let Some(queue) = queue(guest, input) {
+                let head = input.half();
+                guest.offer(queue, head);
+            }
+        }
+        4 => {
+            let (address, bytes) = (input.address(), input.take::<16>());
+            // Where there is no memory, a guest's write goes nowhere.
+            if address <= MEMORY - 16 {
+                guest.put(address, &bytes);
+            }
+        }
+        5 => guest.turn(),
+        6 => {
+            let index = input.half();
+            if let Some(queue) = queue(guest, input) {
+                guest.set_available(queue, index);
+            }
+        }
+        7 | 8 => {
+            if let Some(queue) = queue(guest, input) {
+                guest.write(NOTIFY, queue as u32);
+                guest.run();
+            }
+        }
+        9 => {
+            let (table, count) = (input.address().min(MEMORY - 4096), input.byte() % 8);
+            let buffers = buffers(input, count);
+            if let Some(queue) = queue(guest, input) {
+                guest.add_indirect(queue, table, &buffers);
+            }
+        }
+        _ => {
+            let count = input.byte() % 4 + 1;
+            let buffers = buffers(input, count);
+            if let Some(queue) = queue(guest, input) {
+                // What the first buffer says is often all that a device looks at.
+                let (head, bytes) = (buffers[0].address, input.take::<16>());
+                if head <= MEMORY - 16 {
+                    guest.put(head, &bytes);
+                }
+                guest.add(queue, &buffers);
+                guest.write(NOTIFY, queue as u32);
+                guest.run();
+            }
+        }
+    }
+}
+
+/// From reset to a running device, as far as it agrees.
+fn start(guest: &mut Guest, without: u64) {
+    let features = guest.offered() & !without;
+    guest.negotiate(features);
+    guest.set_up_queues();
+    guest.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+}
+
+/// Reads or writes a register, with any width and at any offset.
+fn access(guest: &mut Guest, input: &mut Input<'_>) {
+    let selector = input.byte();
+    let offset = if selector & 1 == 0 { u64::from(input.half() & 0xfff) } else { u64::from(input.byte() % 0x50) * 4 };
+    let len = [1, 2, 4, 4, 4, 8, 3, 4][usize::from(selector >> 1 & 7)];
+    if selector & 0x80 == 0 {
+        let value = input.value();
+        guest.transport.write(offset, &value.to_le_bytes()[..len]);
+    } else {
+        guest.transport.read(offset, &mut [0; 8][..len]);
+    }
+}
+
+fn queue(guest: &Guest, input: &mut Input<'_>) -> Option<usize> {
+    usize::from(input.byte()).checked_rem(guest.rings.len())
+}
+
+fn descriptor(guest: &Guest, input: &mut Input<'_>) {
+    let Some(queue) = queue(guest, input) else { return };
+    let size = guest.rings[queue].size;
+    let (index, next) = (input.half() % size, input.half());
+    let flags = u16::from(input.byte()) & (NEXT | WRITE | INDIRECT);
+    let next = if input.byte().is_multiple_of(8) { next } else { next % size };
+    guest.descriptor(queue, index, input.address(), input.length(), flags, next);
+}
+
+fn buffers(input: &mut Input<'_>, count: u8) -> Vec<Buffer> {
+    let buffer = |input: &mut Input<'_>| {
+        let writable = input.byte() & 1 == 1;
+        Buffer { address: input.address(), len: input.length(), writable }
+    };
+    (0..count).map(|_| buffer(input)).collect()
+}
