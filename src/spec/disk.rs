@@ -33,7 +33,7 @@ pub struct DiskSpec {
 /// How a disk's requests are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DiskEngine {
-    /// What is best here.
+    /// `IoUring` where each request has to wait for the host's device (`direct`) and the host has it, else `Sync`.
     #[default]
     Auto,
     /// Many at a time, by the host's `io_uring`.

@@ -63,6 +63,8 @@ pub enum Engine {
     Sync,
     /// By the host's `io_uring`, as many at a time as the queue holds.
     IoUring,
+    /// By `io_uring`, or one after the other where the host refuses that.
+    PreferIoUring,
 }
 
 impl Block {
@@ -94,11 +96,14 @@ impl Block {
     /// Carries out requests with `engine`.
     ///
     /// # Errors
-    /// The host has no `io_uring`, or does not let this process use it.
+    /// [`Engine::IoUring`]: the host has none, or does not let this process use it.
     pub fn with_engine(mut self, engine: Engine) -> io::Result<Self> {
         self.backend.ring = match engine {
             Engine::Sync => None,
             Engine::IoUring => Some(Ring::new(&self.backend.disk)?),
+            Engine::PreferIoUring => Ring::new(&self.backend.disk)
+                .inspect_err(|error| log::info!("no io_uring for a disk, which works without: {error}"))
+                .ok(),
         };
         Ok(self)
     }
