@@ -31,6 +31,9 @@ pub(super) enum QueueError {
     /// A buffer in a queue whose buffers all go the other way.
     #[error("descriptor chain {head} has a {kind} buffer, which its queue has no use for")]
     Kind { head: u16, kind: &'static str },
+    /// A chain is made available though it has not been returned yet.
+    #[error("descriptor chain {head} is available while it is under way")]
+    Twice { head: u16 },
     /// The buffers are too small for what this device's requests hold.
     #[error("descriptor chain {head} has no room for a whole {part}")]
     TooShort { head: u16, part: &'static str },

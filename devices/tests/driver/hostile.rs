@@ -214,3 +214,36 @@ fn what_precedes_a_broken_chain_is_reported() {
     assert_eq!(guest.used(0), Some((good, 513)));
     assert_ne!(guest.read(STATUS) & NEEDS_RESET, 0);
 }
+
+#[test]
+fn receive_buffers_without_room_for_a_header_are_refused() {
+    for chain in [writable(BUFFERS, 11), readable(BUFFERS, 100), writable(BUFFERS, 0)] {
+        let (mut guest, mut peer) = net::guest(0);
+        net::put(&mut peer, &net::frame(60, 0));
+        guest.add(net::RECEIVE, &[chain]);
+        guest.notify(net::RECEIVE);
+        assert_ne!(guest.read(STATUS) & NEEDS_RESET, 0, "{chain:?}");
+    }
+}
+
+#[test]
+fn a_buffer_that_is_given_twice_is_refused() {
+    let (mut guest, mut peer) = net::guest(0);
+    let head = guest.add(net::RECEIVE, &[writable(BUFFERS, 100)]);
+    guest.offer(net::RECEIVE, head);
+    guest.notify(net::RECEIVE);
+    net::put(&mut peer, &net::frame(150, 0));
+    guest.run();
+    assert_ne!(guest.read(STATUS) & NEEDS_RESET, 0);
+    guest.start(0);
+}
+
+#[test]
+fn frames_to_send_without_a_whole_header_are_refused() {
+    for chain in [readable(BUFFERS, 11), writable(BUFFERS, 100), readable(BUFFERS, 0)] {
+        let (mut guest, _peer) = net::guest(0);
+        guest.add(net::TRANSMIT, &[chain]);
+        guest.notify(net::TRANSMIT);
+        assert_ne!(guest.read(STATUS) & NEEDS_RESET, 0, "{chain:?}");
+    }
+}

@@ -76,7 +76,8 @@ impl Plan {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disks = root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
+        let disks =
+            root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
         let (network, stdin) = (spec.network.clone(), spec.process.stdin);
         Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, stdin })
     }

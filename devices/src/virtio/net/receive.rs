@@ -7,9 +7,9 @@ use libc::iovec;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::Stop;
 use super::backend::{Backend, HEADER, Received};
 use super::scatter;
+use super::{QUEUE_SIZE, Stop};
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::chain::{self, Chain, QueueError};
 use crate::virtio::used::Used;
@@ -158,6 +158,9 @@ impl Receiver {
             if chain.writable.len() < HEADER {
                 return Err(QueueError::TooShort { head, part: "header" });
             }
+            if self.held.holds(head) {
+                return Err(QueueError::Twice { head });
+            }
             self.held.push(head, chain.writable.iovecs());
         }
         if self.notifications {
@@ -187,6 +190,8 @@ impl Receiver {
 #[derive(Default)]
 struct Held {
     chains: VecDeque<HeldChain>,
+    /// A bit for each chain's head, all of which are below the queue's size.
+    heads: [u64; QUEUE_SIZE as usize / 64],
     pieces: Vec<iovec>,
     /// How many of the pieces belong to chains that are used up.
     spent: usize,
@@ -204,11 +209,16 @@ struct HeldChain {
 }
 
 impl Held {
+    fn holds(&self, head: u16) -> bool {
+        self.heads[usize::from(head) / 64] & 1 << (head % 64) != 0
+    }
+
     fn push(&mut self, head: u16, pieces: &[iovec]) {
         if self.spent > MANY_PIECES || self.chains.is_empty() {
             self.pieces.drain(..self.spent);
             self.spent = 0;
         }
+        self.heads[usize::from(head) / 64] |= 1 << (head % 64);
         let room = scatter::len(pieces);
         self.pieces.extend_from_slice(pieces);
         self.chains.push_back(HeldChain { head, room, pieces: pieces.len() });
@@ -217,6 +227,7 @@ impl Held {
 
     fn pop(&mut self) -> Option<HeldChain> {
         let chain = self.chains.pop_front()?;
+        self.heads[usize::from(chain.head) / 64] &= !(1 << (chain.head % 64));
         self.spent += chain.pieces;
         self.room -= chain.room;
         Some(chain)
