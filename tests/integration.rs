@@ -10,6 +10,7 @@ mod cli;
 mod container;
 mod direct_boot;
 mod disks;
+mod entropy;
 mod harness;
 mod kernels;
 mod library;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         direct_boot::cases(),
         kernels::cases(),
         disks::cases(),
+        entropy::cases(),
         library::cases(),
         parity::cases(),
     ];

@@ -5,6 +5,8 @@ mod chain;
 mod config;
 pub mod console;
 mod device;
+mod doorbell;
 pub mod mmio;
+pub mod rng;
 
 pub use device::{ActivateError, ActivationContext, VirtioDevice};

@@ -3,6 +3,7 @@
 use amphi_devices::BusDevice;
 use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
+use amphi_devices::virtio::rng::Rng;
 
 use crate::block::file;
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
@@ -41,7 +42,11 @@ fn devices() -> Vec<Guest> {
     let port = |id| Port { id, input: Some(file().into()), output: Some(file().into()), ..Port::default() };
     let disk = file();
     disk.set_len(1 << 20).unwrap();
-    vec![Guest::new(Console::new(vec![port(1), port(3)]).unwrap()), Guest::new(Block::new(disk, false, "").unwrap())]
+    vec![
+        Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
+        Guest::new(Block::new(disk, false, "").unwrap()),
+        Guest::new(Rng::new().unwrap()),
+    ]
 }
 
 fn random_register(guest: &mut Guest, random: &mut Random) {

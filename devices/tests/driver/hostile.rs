@@ -2,6 +2,7 @@
 
 use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
+use amphi_devices::virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::block::file;
@@ -127,6 +128,17 @@ fn every_trick_stops(make: fn() -> Guest, restart: fn(&mut Guest), queues: &[usi
 #[test]
 fn block_stops_and_recovers() {
     every_trick_stops(block, |guest| guest.start(0), &[0]);
+}
+
+fn rng() -> Guest {
+    let mut guest = Guest::new(Rng::new().unwrap());
+    guest.start(0);
+    guest
+}
+
+#[test]
+fn rng_stops_and_recovers() {
+    every_trick_stops(rng, |guest| guest.start(0), &[0]);
 }
 
 #[test]

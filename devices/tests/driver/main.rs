@@ -9,3 +9,4 @@ mod guest;
 mod hostile;
 mod legacy;
 mod mmio;
+mod rng;

@@ -13,6 +13,7 @@ use amphi_devices::virtio::VirtioDevice;
 use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport};
+use amphi_devices::virtio::rng::Rng;
 use amphi_devices::{Bus, BusDevice, Interrupt};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -87,6 +88,8 @@ impl DeviceSet {
                 .map_err(VmError::host("open the disk"))?;
             builder.add_virtio(block, Notify::EventFd)?;
         }
+        let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;
+        builder.add_virtio(rng, Notify::Call)?;
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
             events: EventLoop::new(builder.subscribers)?,

@@ -53,7 +53,7 @@ impl Plan {
         let memory = spec.resources.memory.unwrap_or(DEFAULT_MEMORY).bytes() & !PAGE_MASK;
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
-        let mut wanted = vec!["virtio_mmio", "virtio_console"];
+        let mut wanted = vec!["virtio_mmio", "virtio_console", "virtio_rng"];
         if root.inline().is_none() {
             wanted.push("virtio_blk");
         }
