@@ -46,6 +46,13 @@ impl Doorbells {
         self.wake.write(1).map_err(|error| ActivateError(format!("the event loop cannot be told: {error}")))
     }
 
+    /// Wakes the event loop.
+    pub(super) fn wake(&self) {
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot wake a virtio device's event loop: {error}");
+        }
+    }
+
     /// Lets the event loop come back to a queue after other devices had their turn.
     pub(super) fn ring(&self, queue: usize) {
         if let Some(event) = self.queues.as_ref().and_then(|events| events.get(queue))

@@ -8,5 +8,6 @@ mod device;
 mod doorbell;
 pub mod mmio;
 pub mod rng;
+pub mod vsock;
 
 pub use device::{ActivateError, ActivationContext, VirtioDevice};

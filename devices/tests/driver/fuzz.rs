@@ -7,6 +7,7 @@ use amphi_devices::virtio::rng::Rng;
 
 use crate::block::file;
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
+use crate::vsock;
 
 /// Xorshift, for numbers that are the same in every run.
 struct Random(u64);
@@ -46,6 +47,7 @@ fn devices() -> Vec<Guest> {
         Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
         Guest::new(Block::new(disk, false, "").unwrap()),
         Guest::new(Rng::new().unwrap()),
+        Guest::new(vsock::device(&vsock::Folder::new())),
     ]
 }
 

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::block::file;
 use crate::guest::{BUFFERS, Guest, INDIRECT, MEMORY, NEEDS_RESET, NEXT, STATUS, WRITE, readable, writable};
+use crate::vsock;
 
 const CONTROL_IN: usize = 2;
 const CONTROL_OUT: usize = 3;
@@ -139,6 +140,17 @@ fn rng() -> Guest {
 #[test]
 fn rng_stops_and_recovers() {
     every_trick_stops(rng, |guest| guest.start(0), &[0]);
+}
+
+fn vsock() -> Guest {
+    let mut guest = Guest::new(vsock::device(&vsock::Folder::new()));
+    guest.start(0);
+    guest
+}
+
+#[test]
+fn vsock_stops_and_recovers() {
+    every_trick_stops(vsock, |guest| guest.start(0), &[1]);
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod hostile;
 mod legacy;
 mod mmio;
 mod rng;
+mod vsock;
