@@ -6,6 +6,7 @@
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]
 
+mod balloon;
 mod cli;
 mod container;
 mod direct_boot;
@@ -19,6 +20,7 @@ mod limits;
 mod parity;
 mod process;
 mod streams;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         entropy::cases(),
         library::cases(),
         parity::cases(),
+        vsock::cases(),
+        balloon::cases(),
     ];
     harness::world::run(cases.into_iter().flatten().collect())
 }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{CpuLimit, MemorySize, Process, Resources, RunSpec, VmOptions, WindowSize, short_id};
+use super::{CpuLimit, MemorySize, Process, Resources, RunSpec, VmDevices, VmOptions, WindowSize, short_id};
 use crate::image::{Image, Rootfs};
 
 /// The longest host name that Linux takes (`HOST_NAME_MAX`).
@@ -189,6 +189,13 @@ impl RunSpecBuilder {
     #[must_use]
     pub fn kernel_arg(mut self, argument: impl Into<String>) -> Self {
         self.spec.vm.kernel_args.push(argument.into());
+        self
+    }
+
+    /// Devices beyond those that every microVM has. MicroVMs only.
+    #[must_use]
+    pub fn devices(mut self, devices: VmDevices) -> Self {
+        self.spec.vm.devices = devices;
         self
     }
 

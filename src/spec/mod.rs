@@ -1,16 +1,20 @@
 //! What to run and within which limits: validated, immutable, the same for both isolations.
 
+mod balloon;
 mod builder;
 mod resources;
 mod short_id;
+mod vm_devices;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub use balloon::{Balloon, ParseBalloonError};
 pub use builder::{RunSpecBuilder, SpecError};
 pub(crate) use builder::{check_kernel_argument, check_memory, host_memory};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
+pub use vm_devices::{VmDevices, Vsock, VsockError};
 
 use crate::image::Rootfs;
 
@@ -75,4 +79,6 @@ pub struct VmOptions {
     pub kernel: Option<PathBuf>,
     /// Arguments added at the end of the kernel's command line.
     pub kernel_args: Vec<String>,
+    /// Devices beyond those that every microVM has.
+    pub devices: VmDevices,
 }

@@ -167,6 +167,11 @@ impl Started {
         kill_process(pid, signal).unwrap();
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Blocks until it has ended and all of its output has come.
     pub(crate) fn finish(mut self) -> Finished {
         while self.stdout.collect_until(self.deadline) {}

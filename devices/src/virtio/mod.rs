@@ -1,5 +1,6 @@
 //! Virtio devices (OASIS Virtual I/O Device specification, version 1.2) and their MMIO transport.
 
+pub mod balloon;
 pub mod block;
 mod chain;
 mod config;

@@ -5,15 +5,16 @@ use amphi_devices::virtio::block::Block;
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::rng::Rng;
 
+use crate::balloon;
 use crate::block::file;
 use crate::guest::{ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FEATURES_OK, Guest, MEMORY, STATUS};
 use crate::vsock;
 
 /// Xorshift, for numbers that are the same in every run.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -24,7 +25,7 @@ impl Random {
         self.0
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
@@ -47,6 +48,7 @@ fn devices() -> Vec<Guest> {
         Guest::new(Console::new(vec![port(1), port(3)]).unwrap()),
         Guest::new(Block::new(disk, false, "").unwrap()),
         Guest::new(Rng::new().unwrap()),
+        balloon::balloon(),
         Guest::new(vsock::device(&vsock::Folder::new())),
     ]
 }

@@ -5,6 +5,7 @@ use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::balloon;
 use crate::block::file;
 use crate::guest::{BUFFERS, Guest, INDIRECT, MEMORY, NEEDS_RESET, NEXT, STATUS, WRITE, readable, writable};
 use crate::vsock;
@@ -146,6 +147,17 @@ fn vsock() -> Guest {
     let mut guest = Guest::new(vsock::device(&vsock::Folder::new()));
     guest.start(0);
     guest
+}
+
+fn started_balloon() -> Guest {
+    let mut guest = balloon::balloon();
+    guest.start(0);
+    guest
+}
+
+#[test]
+fn balloon_stops_and_recovers() {
+    every_trick_stops(started_balloon, |guest| guest.start(0), &[0, 1, 2]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests may panic, and cut off on purpose")]
 
+mod balloon;
 mod block;
 mod console;
 mod fuzz;

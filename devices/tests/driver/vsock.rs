@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use amphi_devices::virtio::vsock::{MAX_CONNECTIONS, Vsock};
 
+use crate::fuzz::Random;
 use crate::guest::{BUFFERS, Guest, MEMORY, NEEDS_RESET, NOTIFY, STATUS, readable, writable};
 
 const RX: usize = 0;
@@ -632,5 +633,52 @@ fn malformed_packets_and_buffers_stop_the_device() {
         let mut machine = Machine { guest, folder };
         machine.send(&packet(1, 8, REQUEST));
         assert_ne!(machine.guest.read(STATUS) & NEEDS_RESET, 0, "{buffer:?}");
+    }
+}
+
+/// Plausible packets in a senseless order, while programs come, speak and go.
+#[test]
+fn random_packets() {
+    for seed in 1..=30 {
+        let mut random = Random::new(seed);
+        let mut machine = Machine::new(random.below(2) << 29);
+        let service = machine.folder.service(7);
+        let mut programs = Vec::new();
+        for _ in 0..400 {
+            let pick = |random: &mut Random, plausible: u64, other: u64| {
+                if random.below(12) == 0 { other } else { random.below(plausible) }
+            };
+            let host_port = [7, 7, 7, 8, 1 << 30, (1 << 30) + 1][random.below(6) as usize];
+            let data = if random.below(2) == 0 { vec![1; random.below(3000) as usize] } else { Vec::new() };
+            let lost = Packet {
+                kind: pick(&mut random, 1, 0) as u16 + 1,
+                op: pick(&mut random, 8, 0xffff) as u16,
+                flags: pick(&mut random, 4, u64::MAX) as u32,
+                buf_alloc: pick(&mut random, 10_000, u64::MAX) as u32,
+                fwd_cnt: pick(&mut random, 3000, u64::MAX) as u32,
+                data,
+                ..packet(80 + random.below(3) as u32, host_port, 0)
+            };
+            machine.send(&lost);
+            match random.below(8) {
+                0 => programs.push(machine.folder.client(&format!("CONNECT {}\n", 80 + random.below(3)))),
+                1 => programs.extend(service.accept().map(|(program, _)| program)),
+                2 if !programs.is_empty() => {
+                    let _ = programs[0].write_all(&vec![2; random.below(5000) as usize]);
+                }
+                3 if !programs.is_empty() => drop(programs.remove(0)),
+                _ => {}
+            }
+            // The device may leave what they write where it is.
+            programs.iter().for_each(|program| program.set_nonblocking(true).unwrap());
+            while machine.next().is_some() {}
+            assert_eq!(machine.guest.read(STATUS) & NEEDS_RESET, 0, "packets break no queue");
+        }
+        drop(programs);
+        machine.guest.write(STATUS, 0);
+        machine.guest.run();
+        machine.guest.start(0);
+        machine.fill(16);
+        machine.connected();
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use amphi::spec::{CpuLimit, MemorySize};
+use amphi::spec::{Balloon, CpuLimit, MemorySize, VmDevices, Vsock};
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
@@ -88,6 +88,12 @@ pub(crate) struct RunArgs {
     /// Boot this initial RAM disk as it is, without IMAGE (vm only)
     #[arg(long, value_name = "FILE")]
     pub(super) initrd: Option<PathBuf>,
+    /// Connect sockets of the guest (vsock) with UNIX sockets at PATH and PATH_PORT (vm only)
+    #[arg(long, value_name = "PATH[,cid=N]")]
+    pub(super) vsock: Option<Vsock>,
+    /// Give the guest a memory balloon with SIZE in it, 0 for an empty one (vm only)
+    #[arg(long, value_name = "SIZE[,reporting][,no-deflate-on-oom]")]
+    pub(super) balloon: Option<Balloon>,
     #[arg(short, long, hide = true)]
     detach: bool,
     #[arg(short, long, hide = true)]
@@ -123,9 +129,16 @@ impl RunArgs {
             ("--kernel", self.kernel.is_some()),
             ("--kernel-arg", !self.kernel_arg.is_empty()),
             ("--initrd", self.initrd.is_some()),
+            ("--vsock", self.vsock.is_some()),
+            ("--balloon", self.balloon.is_some()),
         ]
         .into_iter()
         .find_map(|(option, given)| given.then_some(option))
+    }
+
+    /// The devices asked for, beyond those that every microVM has.
+    pub(super) fn devices(&self) -> VmDevices {
+        VmDevices { vsock: self.vsock.clone(), balloon: self.balloon }
     }
 
     /// Whether keys go to the command one by one, instead of lines that the terminal has edited.
@@ -236,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_only_a_vm_has_is_refused_for_a_container() {
-        for (option, value) in [("--kernel", "k"), ("--kernel-arg", "a")] {
+        for (option, value) in [("--kernel", "k"), ("--kernel-arg", "a"), ("--vsock", "v"), ("--balloon", "0")] {
             assert_eq!(problem(&["--isolation", "container", option, value, "builtin"]).0, option);
         }
         assert!(parse(&["--isolation", "auto", "--kernel", "k", "builtin"]).check().is_ok());

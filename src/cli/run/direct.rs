@@ -1,7 +1,7 @@
 //! `amphi run --kernel K [--initrd I]`: boots a machine of the user's own making, its console on the standard streams.
 
 use amphi::isolation::Instant;
-use amphi::isolation::vm::DirectBoot;
+use amphi::isolation::vm::{DirectBoot, MachineExit};
 use amphi::spec::MemorySize;
 
 use super::args::RunArgs;
@@ -13,7 +13,7 @@ use crate::error::CliError;
 /// A direct boot's RAM where the user names no size.
 const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
 
-/// Boots, and returns the exit status: 0 however the guest chose to end.
+/// Boots, and returns the exit status: 0 however the guest chose to end, unless its kernel panicked.
 pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instant) -> Result<u8, CliError> {
     let Some(kernel) = args.kernel.clone() else {
         return Err(CliError::Option { option: "--kernel", problem: "a boot without IMAGE needs a kernel".to_owned() });
@@ -27,20 +27,29 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         }
     };
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
-    let boot = DirectBoot { kernel, initrd: args.initrd.clone(), arguments: args.kernel_arg.clone(), vcpus, memory };
-    // Held so that signals end the machine with the terminal restored.
-    let _forwarder = Forwarder::start()?;
+    let boot = DirectBoot {
+        kernel,
+        initrd: args.initrd.clone(),
+        arguments: args.kernel_arg.clone(),
+        vcpus,
+        memory,
+        devices: args.devices(),
+    };
+    // Signals end the machine, so that the terminal is restored and nothing is left behind.
+    let forwarder = Forwarder::start()?;
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
     let streams = stdio()?;
     let ended = boot.start(streams.stdin, streams.stdout).and_then(|machine| {
+        forwarder.attach_machine(machine.stopper());
         footprint::shed();
         machine.wait()
     });
     drop(raw_mode);
+    forwarder.die_if_interrupted();
     let (exit, timeline) = ended?;
     log::info!("the guest ended: {exit}");
     if let Some(fd) = timeline_fd {
         fd.write(start, timeline)?;
     }
-    Ok(0)
+    if exit == MachineExit::Panicked { Err(CliError::GuestPanicked) } else { Ok(0) }
 }

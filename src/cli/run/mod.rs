@@ -113,7 +113,7 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     for argument in &args.kernel_arg {
         builder = builder.kernel_arg(argument);
     }
-    Ok(builder.build()?)
+    Ok(builder.devices(args.devices()).build()?)
 }
 
 fn stdio() -> Result<Stdio, CliError> {

@@ -12,11 +12,11 @@ use vm_memory::GuestMemoryMmap;
 use super::device_set::{Devices, SerialConsole};
 use super::error::VmError;
 use super::load::Initrd;
-use super::machine::{Machine, MachineConfig, MachineExit};
+use super::machine::{Machine, MachineConfig, MachineExit, Stopper};
 use super::memory;
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, MemorySize};
+use crate::spec::{self, MemorySize, VmDevices};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -38,6 +38,8 @@ pub struct DirectBoot {
     pub vcpus: u8,
     /// The guest's RAM.
     pub memory: MemorySize,
+    /// Devices beyond those that every microVM has.
+    pub devices: VmDevices,
 }
 
 impl DirectBoot {
@@ -60,7 +62,7 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks: Vec::new() },
+                devices: Devices { serial, console_ports: Vec::new(), disks: Vec::new(), extra: self.devices.clone() },
             },
             Arc::clone(&first_instruction),
         )?;
@@ -87,6 +89,12 @@ pub struct DirectMachine {
 }
 
 impl DirectMachine {
+    /// What ends the machine from another thread, as [`MachineExit::Stopped`].
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.machine.stopper()
+    }
+
     /// Waits for the guest's end, and takes the machine down.
     ///
     /// # Errors
@@ -166,6 +174,7 @@ mod tests {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             vcpus: 1,
             memory: MemorySize::from_mib(128),
+            devices: VmDevices::default(),
         }
         .command_line()
     }

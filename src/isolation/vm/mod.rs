@@ -3,10 +3,12 @@
 //! The boot path: [`plan`](self) turns a run specification into what a machine needs, `machine` builds and starts it,
 //! `vcpu` runs the guest. `sandbox` follows the workload from outside.
 
+mod balloon;
 mod device_set;
 mod direct;
 mod error;
 mod event_loop;
+mod host_socket;
 mod kernel_image;
 mod load;
 mod machine;
@@ -19,11 +21,14 @@ mod tail;
 mod vcpu;
 mod x86_64;
 
+pub use amphi_devices::virtio::balloon::Statistics as BalloonStatistics;
+pub use balloon::BalloonState;
 pub use direct::{DEFAULT_ARGUMENTS, DirectBoot, DirectMachine};
 pub use error::VmError;
 pub use kernel_image::KernelImageError;
-pub use machine::MachineExit;
+pub use machine::{MachineExit, Stopper};
 pub use memory::MAPPING_NAME;
+pub use sandbox::VmSandbox;
 
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::spec::RunSpec;
@@ -38,6 +43,14 @@ impl VmIsolation {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// As [`Isolation::create`], for what only a microVM can do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_vm(&self, spec: &RunSpec, stdio: Stdio) -> Result<VmSandbox, VmError> {
+        Ok(VmSandbox::new(plan::Plan::new(spec)?, stdio))
+    }
 }
 
 impl Isolation for VmIsolation {
@@ -51,6 +64,6 @@ impl Isolation for VmIsolation {
     }
 
     fn create(&self, spec: &RunSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, IsolationError> {
-        Ok(Box::new(sandbox::VmSandbox::new(plan::Plan::new(spec)?, stdio)))
+        Ok(Box::new(self.create_vm(spec, stdio)?))
     }
 }

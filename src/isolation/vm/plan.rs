@@ -11,7 +11,7 @@ use super::error::VmError;
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
 use crate::kernel::Kernel;
-use crate::spec::{MemorySize, RunSpec};
+use crate::spec::{MemorySize, RunSpec, VmDevices};
 
 /// The vCPUs of a run that names no number.
 const DEFAULT_VCPUS: u32 = 1;
@@ -44,6 +44,7 @@ pub(super) struct Plan {
     pub(super) vcpus: u8,
     pub(super) memory: u64,
     pub(super) disk: Option<Disk>,
+    pub(super) devices: VmDevices,
     pub(super) stdin: bool,
 }
 
@@ -58,6 +59,7 @@ impl Plan {
             wanted.push("virtio_blk");
         }
         wanted.extend(root.modules());
+        wanted.extend(spec.vm.devices.modules());
         let modules = kernel.modules_for(&wanted)?;
         let init = init_spec(spec, &root);
         let initramfs = Initramfs::new(&init, &modules, root.inline()).map_err(|e| VmError::Root(Box::new(e)))?;
@@ -71,7 +73,8 @@ impl Plan {
             GuestRoot::Block { file, .. } => Some(Disk { file, read_only: true }),
             GuestRoot::Disk { file, .. } => Some(Disk { file, read_only: spec.read_only }),
         };
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, stdin: spec.process.stdin })
+        let (devices, stdin) = (spec.vm.devices.clone(), spec.process.stdin);
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disk, devices, stdin })
     }
 }
 
