@@ -45,6 +45,9 @@ pub(crate) enum CliError {
     /// A kernel cannot be installed, built or looked at.
     #[error(transparent)]
     Kernel(#[from] crate::cli::KernelCommandError),
+    /// A directly booted guest came to a bad end.
+    #[error("the guest's kernel panicked")]
+    GuestPanicked,
     /// A direct boot failed.
     #[error(transparent)]
     Vm(#[from] VmError),

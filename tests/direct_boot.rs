@@ -13,7 +13,8 @@ pub(crate) fn cases() -> Vec<Case> {
         vm("direct_boot_reboot_by_keyboard_controller", || ends("reboot", &["reboot=k"])),
         vm("direct_boot_reboot_by_triple_fault", || ends("reboot", &["reboot=t"])),
         vm("direct_boot_reboot_by_acpi", || ends("reboot", &["reboot=a"])),
-        vm("direct_boot_panic", || ends("panic", &["panic=-1", "reboot=k"])),
+        vm("direct_boot_panic", || panics(&["panic=-1", "reboot=k"])),
+        vm("direct_boot_panic_of_a_kernel_that_would_wait", || panics(&["panic=0"])),
         vm("direct_boot_reads_the_console", direct_boot_reads_the_console),
         vm("a_triple_fault_ends_the_vm", a_triple_fault_ends_the_vm),
         vm("kernels_that_are_none", kernels_that_are_none),
@@ -37,6 +38,13 @@ fn ends(action: &str, kernel_args: &[&str]) {
     let (_folder, amphi) = boot(&installed::own(), action, kernel_args);
     let finished = amphi.finish().expect(0);
     assert!(finished.text().contains(&format!("init: {action} on ")), "PID 1's line is on the console {finished}");
+}
+
+fn panics(kernel_args: &[&str]) {
+    let (_folder, amphi) = boot(&installed::own(), "panic", kernel_args);
+    let finished = amphi.finish().expect(125);
+    assert!(finished.text().contains("Kernel panic"), "the kernel's words are on the console {finished}");
+    assert!(finished.errors().contains("the guest's kernel panicked"), "{finished}");
 }
 
 fn direct_boot_reads_the_console() {

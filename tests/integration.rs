@@ -6,12 +6,14 @@
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]
 
+mod balloon;
 mod block;
 mod cli;
 mod confinement;
 mod container;
 mod direct_boot;
 mod disks;
+mod entropy;
 mod harness;
 mod kernels;
 mod library;
@@ -21,6 +23,7 @@ mod network;
 mod parity;
 mod process;
 mod streams;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -42,9 +45,12 @@ fn main() -> ExitCode {
         direct_boot::cases(),
         kernels::cases(),
         disks::cases(),
+        entropy::cases(),
         library::cases(),
         network::cases(),
         parity::cases(),
+        vsock::cases(),
+        balloon::cases(),
     ];
     harness::world::run(cases.into_iter().flatten().collect())
 }

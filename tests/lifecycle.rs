@@ -111,7 +111,11 @@ fn sigkill_with_many_processes_leaves_nothing() {
 }
 
 fn a_guest_that_ends_first_is_an_error() {
-    for (script, said) in [("poweroff -f", "switched the power off"), ("reboot -f", "triple fault")] {
+    for (script, said) in [
+        ("poweroff -f", "switched the power off"),
+        ("reboot -f", "triple fault"),
+        ("echo c >/proc/sysrq-trigger", "the guest's kernel panicked"),
+    ] {
         Amphi::sh(Isolation::Vm, &format!("{script}; sleep 60")).finish().expect_error(125, &["ended before", said]);
     }
 }

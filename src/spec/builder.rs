@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{
-    CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmOptions,
-    WindowSize, short_id,
+    CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmDevices,
+    VmOptions, WindowSize, short_id,
 };
 use crate::image::{Image, Rootfs};
 
@@ -218,6 +218,13 @@ impl RunSpecBuilder {
     #[must_use]
     pub fn disk(mut self, disk: DiskSpec) -> Self {
         self.spec.vm.disks.push(disk);
+        self
+    }
+
+    /// Devices beyond those that every microVM has. MicroVMs only.
+    #[must_use]
+    pub fn devices(mut self, devices: VmDevices) -> Self {
+        self.spec.vm.devices = devices;
         self
     }
 

@@ -1,15 +1,18 @@
 //! What to run and within which limits: validated, immutable, the same for both isolations.
 
+mod balloon;
 mod builder;
 mod disk;
 mod network;
 mod rate;
 mod resources;
 mod short_id;
+mod vm_devices;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub use balloon::{Balloon, ParseBalloonError};
 pub use builder::{RunSpecBuilder, SpecError};
 pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, check_network, host_memory};
 pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
@@ -20,6 +23,7 @@ pub use network::{
 pub use rate::{ParseRateError, Rate};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
+pub use vm_devices::{VmDevices, Vsock, VsockError};
 
 use crate::image::Rootfs;
 
@@ -88,4 +92,6 @@ pub struct VmOptions {
     pub kernel_args: Vec<String>,
     /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
     pub disks: Vec<DiskSpec>,
+    /// Devices beyond those that every microVM has.
+    pub devices: VmDevices,
 }

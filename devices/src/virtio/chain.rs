@@ -181,6 +181,20 @@ impl<'m> Buffers<'m> {
         }
     }
 
+    /// Moves the first `count` bytes, or all where there are fewer, to `front`, which loses what it held.
+    pub(super) fn split_front(&mut self, count: usize, front: &mut Self) {
+        front.clear();
+        for iovec in &self.iovecs[self.spent..] {
+            let iov_len = iovec.iov_len.min(count - front.len);
+            front.iovecs.push(libc::iovec { iov_len, ..*iovec });
+            front.len += iov_len;
+            if front.len == count {
+                break;
+            }
+        }
+        self.advance(count);
+    }
+
     /// Cuts off the last byte, if there is one.
     pub(super) fn split_last(&mut self) -> Option<GuestByte<'m>> {
         let last = self.iovecs[self.spent..].last()?;

@@ -1,12 +1,16 @@
 //! Virtio devices (OASIS Virtual I/O Device specification, version 1.2) and their MMIO transport.
 
+pub mod balloon;
 pub mod block;
 mod chain;
 mod config;
 pub mod console;
 mod device;
+mod doorbell;
 pub mod mmio;
 pub mod net;
+pub mod rng;
 mod used;
+pub mod vsock;
 
 pub use device::{ActivateError, ActivationContext, VirtioDevice};

@@ -8,21 +8,35 @@ use std::io::Write;
 use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::net::{FrameSocket, Net, Settings};
+use amphi_devices::virtio::rng::Rng;
 
 use crate::block::{self, file};
 use crate::guest::Guest;
-use crate::program;
+use crate::{balloon, program, vsock};
 
-/// Xorshift, for bytes that are the same in every run.
+/// Xorshift, for numbers that are the same in every run.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
 fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    std::iter::repeat_with(next).take(len).collect()
+    let mut random = Random::new(seed);
+    std::iter::repeat_with(|| random.next().to_le_bytes()[3]).take(len).collect()
 }
 
 fn devices() -> Vec<Guest> {
@@ -39,6 +53,9 @@ fn devices() -> Vec<Guest> {
         Guest::new(Block::new(disk.try_clone().unwrap(), false, "").unwrap()),
         Guest::new(block::block(disk, Engine::IoUring)),
         Guest::new(Net::new(Box::new(loopback), Settings::default()).unwrap()),
+        Guest::new(Rng::new().unwrap()),
+        balloon::balloon(),
+        Guest::new(vsock::device(&vsock::Folder::new())),
     ]
 }
 

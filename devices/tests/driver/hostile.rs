@@ -2,11 +2,12 @@
 
 use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
+use amphi_devices::virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::block::{self, file};
 use crate::guest::{BUFFERS, Guest, INDIRECT, MEMORY, NEEDS_RESET, NEXT, STATUS, WRITE, readable, writable};
-use crate::net;
+use crate::{balloon, net, vsock};
 
 const CONTROL_IN: usize = 2;
 const CONTROL_OUT: usize = 3;
@@ -137,6 +138,39 @@ fn every_trick_stops(make: fn() -> Guest, restart: fn(&mut Guest), queues: &[usi
 fn block_stops_and_recovers() {
     every_trick_stops(block, |guest| guest.start(0), &[0]);
     every_trick_stops(block_with_io_uring, |guest| guest.start(0), &[0]);
+}
+
+fn rng() -> Guest {
+    let mut guest = Guest::new(Rng::new().unwrap());
+    guest.start(0);
+    guest
+}
+
+#[test]
+fn rng_stops_and_recovers() {
+    every_trick_stops(rng, |guest| guest.start(0), &[0]);
+}
+
+fn vsock() -> Guest {
+    let mut guest = Guest::new(vsock::device(&vsock::Folder::new()));
+    guest.start(0);
+    guest
+}
+
+fn started_balloon() -> Guest {
+    let mut guest = balloon::balloon();
+    guest.start(0);
+    guest
+}
+
+#[test]
+fn balloon_stops_and_recovers() {
+    every_trick_stops(started_balloon, |guest| guest.start(0), &[0, 1, 2]);
+}
+
+#[test]
+fn vsock_stops_and_recovers() {
+    every_trick_stops(vsock, |guest| guest.start(0), &[1]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use amphi_devices::BusDevice;
 use amphi_devices::legacy::PowerEvents;
+use amphi_devices::legacy::panic::PanicRegister;
 use amphi_devices::legacy::power::{
     POWER_SIZE, PowerControl, RESET, RESET_VALUE, S5_TYPE, SLEEP_CONTROL, SLEEP_STATUS,
 };
@@ -190,6 +191,25 @@ impl PowerEvents for Events {
     }
     fn reset(&self) {
         self.0.lock().unwrap().push("reset");
+    }
+    fn panicked(&self) {
+        self.0.lock().unwrap().push("panic");
+    }
+}
+
+#[test]
+fn only_a_panic_without_a_crash_kernel_is_one() {
+    let events = Arc::new(Events::default());
+    let mut register = PanicRegister::new(Arc::clone(&events) as Arc<dyn PowerEvents>);
+    let mut offered = [0];
+    register.read(0, &mut offered);
+    assert_eq!(offered, [3]);
+    for value in 0..=u8::MAX {
+        register.write(0, &[value]);
+        let expected: &[&str] = if value & 1 != 0 { &["panic"] } else { &[] };
+        assert_eq!(events.take(), expected, "{value:#x}");
+        register.write(0, &[value, value]);
+        assert!(events.take().is_empty());
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests may panic, and cut off on purpose")]
 
+mod balloon;
 mod block;
 mod console;
 mod fuzz;
@@ -10,5 +11,7 @@ mod hostile;
 mod legacy;
 mod mmio;
 mod net;
-mod tap;
 mod program;
+mod rng;
+mod tap;
+mod vsock;

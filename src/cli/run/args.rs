@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use amphi::spec::{CpuLimit, DiskSpec, MemorySize, Network, PortMapping, UserNetwork};
+use amphi::spec::{Balloon, CpuLimit, DiskSpec, MemorySize, Network, PortMapping, UserNetwork, VmDevices, Vsock};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
@@ -94,6 +94,12 @@ pub(crate) struct RunArgs {
     /// engine=auto|io_uring|sync, bandwidth=SIZE/s, ops=N/s
     #[arg(long, value_name = "FILE[,OPTION]...", value_parser = OsStringValueParser::new().try_map(DiskSpec::try_from))]
     pub(super) disk: Vec<DiskSpec>,
+    /// Connect sockets of the guest (vsock) with UNIX sockets at PATH and PATH_PORT (vm only)
+    #[arg(long, value_name = "PATH[,cid=N]")]
+    pub(super) vsock: Option<Vsock>,
+    /// Give the guest a memory balloon with SIZE in it, 0 for an empty one (vm only)
+    #[arg(long, value_name = "SIZE[,reporting][,no-deflate-on-oom]")]
+    pub(super) balloon: Option<Balloon>,
     #[arg(short, long, hide = true)]
     detach: bool,
     #[arg(short, long, hide = true)]
@@ -131,6 +137,8 @@ impl RunArgs {
             ("--kernel-arg", !self.kernel_arg.is_empty()),
             ("--initrd", self.initrd.is_some()),
             ("--disk", !self.disk.is_empty()),
+            ("--vsock", self.vsock.is_some()),
+            ("--balloon", self.balloon.is_some()),
         ]
         .into_iter()
         .find_map(|(option, given)| given.then_some(option))
@@ -147,6 +155,11 @@ impl RunArgs {
     /// Whether only a microVM can do what is asked for.
     pub(super) fn needs_vm(&self) -> bool {
         self.vm_only_option().is_some() || !self.network.is_none()
+    }
+
+    /// The devices asked for, beyond those that every microVM has.
+    pub(super) fn devices(&self) -> VmDevices {
+        VmDevices { vsock: self.vsock.clone(), balloon: self.balloon }
     }
 
     /// Whether keys go to the command one by one, instead of lines that the terminal has edited.
@@ -259,7 +272,9 @@ mod tests {
 
     #[test]
     fn what_only_a_vm_has_is_refused_for_a_container() {
-        for (option, value) in [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d")] {
+        let vm_only =
+            [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d"), ("--vsock", "v"), ("--balloon", "0")];
+        for (option, value) in vm_only {
             assert_eq!(problem(&["--isolation", "container", option, value, "builtin"]).0, option);
         }
         assert!(parse(&["--isolation", "auto", "--kernel", "k", "builtin"]).check().is_ok());

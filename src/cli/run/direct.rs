@@ -2,7 +2,7 @@
 
 use amphi::IsolationKind;
 use amphi::isolation::Instant;
-use amphi::isolation::vm::DirectBoot;
+use amphi::isolation::vm::{DirectBoot, MachineExit};
 use amphi::spec::MemorySize;
 
 use super::args::RunArgs;
@@ -14,7 +14,7 @@ use crate::error::CliError;
 /// A direct boot's RAM where the user names no size.
 const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
 
-/// Boots, and returns the exit status: 0 however the guest chose to end.
+/// Boots, and returns the exit status: 0 however the guest chose to end, unless its kernel panicked.
 pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instant) -> Result<u8, CliError> {
     let Some(kernel) = args.kernel.clone() else {
         return Err(CliError::Option { option: "--kernel", problem: "a boot without IMAGE needs a kernel".to_owned() });
@@ -28,24 +28,33 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         }
     };
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
-    let (initrd, arguments) = (args.initrd.clone(), args.kernel_arg.clone());
-    let (disks, network) = (args.disk.clone(), args.network());
-    let boot = DirectBoot { kernel, initrd, arguments, vcpus, memory, disks, network };
-    // Held so that signals end the machine with the terminal restored.
-    let _forwarder = Forwarder::start(IsolationKind::Vm)?;
+    let boot = DirectBoot {
+        kernel,
+        initrd: args.initrd.clone(),
+        arguments: args.kernel_arg.clone(),
+        vcpus,
+        memory,
+        disks: args.disk.clone(),
+        network: args.network(),
+        devices: args.devices(),
+    };
+    // Signals end the machine, so that the terminal is restored and nothing is left behind.
+    let forwarder = Forwarder::start(IsolationKind::Vm)?;
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
     let streams = stdio()?;
     confinement::report_refused_calls()
         .map_err(|source| CliError::Process { action: "install a handler for SIGSYS", source })?;
     let ended = boot.start_after(streams.stdin, streams.stdout, confinement::confine).and_then(|machine| {
+        forwarder.attach_machine(machine.stopper());
         footprint::shed();
         machine.wait()
     });
     drop(raw_mode);
+    forwarder.die_if_interrupted();
     let (exit, timeline) = ended?;
     log::info!("the guest ended: {exit}");
     if let Some(fd) = timeline_fd {
         fd.write(start, timeline)?;
     }
-    Ok(0)
+    if exit == MachineExit::Panicked { Err(CliError::GuestPanicked) } else { Ok(0) }
 }

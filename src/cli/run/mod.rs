@@ -132,7 +132,7 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     for disk in &args.disk {
         builder = builder.disk(disk.clone());
     }
-    Ok(builder.build()?)
+    Ok(builder.devices(args.devices()).build()?)
 }
 
 fn stdio() -> Result<Stdio, CliError> {

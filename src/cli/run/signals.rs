@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{io, ptr, thread};
 
+use amphi::isolation::vm::Stopper;
 use amphi::isolation::{Sandbox, Signal};
 use amphi::{ExitStatus, IsolationKind, Timeline};
 
@@ -35,6 +36,8 @@ enum Stage {
     /// There is no sandbox yet: a signal does what it does to any program.
     Preparing,
     Running(Weak<dyn Sandbox>),
+    /// A machine without a workload that signals could be for: each ends it.
+    Machine(Stopper),
     /// The workload has ended, and the little that remains must not be interrupted.
     Ending,
 }
@@ -69,6 +72,19 @@ impl Forwarder {
         self.lock().stage = Stage::Running(Arc::downgrade(sandbox));
     }
 
+    /// From now on a signal ends the machine, and then this process.
+    pub(super) fn attach_machine(&self, machine: Stopper) {
+        self.lock().stage = Stage::Machine(machine);
+    }
+
+    /// Ends this process by the signal that has ended the machine, if one has.
+    pub(super) fn die_if_interrupted(&self) {
+        let by = self.lock().interrupted_by;
+        if let Some(signal) = by {
+            die_of(signal.number());
+        }
+    }
+
     /// From now on signals have no effect. After this nobody but the caller holds the sandbox.
     pub(super) fn detach(&self) {
         self.lock().stage = Stage::Ending;
@@ -87,7 +103,12 @@ impl Forwarder {
 fn take(state: &mut State, number: i32) {
     let sandbox = match &state.stage {
         Stage::Preparing if FORWARDED.contains(&number) => die_of(number),
-        Stage::Preparing | Stage::Ending => return,
+        Stage::Machine(machine) if FORWARDED.contains(&number) => {
+            machine.stop();
+            state.interrupted_by = state.interrupted_by.or(Signal::from_number(number));
+            return;
+        }
+        Stage::Preparing | Stage::Machine(_) | Stage::Ending => return,
         Stage::Running(sandbox) => sandbox.upgrade(),
     };
     let (Some(sandbox), Some(signal)) = (sandbox, Signal::from_number(number)) else { return };

@@ -5,24 +5,31 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use amphi_devices::legacy::PowerEvents;
+use amphi_devices::legacy::panic::{PANIC_SIZE, PanicRegister};
 use amphi_devices::legacy::power::{POWER_SIZE, PowerControl};
 use amphi_devices::legacy::reset::{KEYBOARD_CONTROLLER_PORT, KeyboardReset};
 use amphi_devices::legacy::serial::Serial;
 use amphi_devices::virtio::VirtioDevice;
+use amphi_devices::virtio::balloon::{Balloon, BalloonFeatures};
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport};
 use amphi_devices::virtio::net::Net;
+use amphi_devices::virtio::rng::Rng;
+use amphi_devices::virtio::vsock::Vsock;
 use amphi_devices::{Bus, BusDevice, Interrupt};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::balloon::{self, GuestRam};
 use super::disks::Disk;
 use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
+use super::host_socket::HostSocket;
 use super::vcpu::Buses;
 use super::x86_64::layout;
+use crate::spec::VmDevices;
 
 /// The devices that a machine is to have.
 pub(super) struct Devices {
@@ -34,6 +41,8 @@ pub(super) struct Devices {
     pub(super) disks: Vec<Disk>,
     /// The network device.
     pub(super) network: Option<Net>,
+    /// What the user has asked for.
+    pub(super) extra: VmDevices,
 }
 
 /// Where COM1 leads.
@@ -49,6 +58,14 @@ pub(super) struct DeviceSet {
     buses: Arc<Buses>,
     events: EventLoop,
     virtio_count: u8,
+    extra: Extra,
+}
+
+/// What the user has asked for, as far as it is needed after the start.
+struct Extra {
+    /// The name by which programs of the host reach the guest.
+    _host_socket: Option<HostSocket>,
+    balloon: Option<Arc<Mutex<Balloon>>>,
 }
 
 impl DeviceSet {
@@ -64,6 +81,8 @@ impl DeviceSet {
         builder.add_serial(devices.serial)?;
         let registers = Arc::new(Mutex::new(PowerControl::new(Arc::clone(&power))));
         builder.add_port(u64::from(layout::POWER_PORT), POWER_SIZE, registers)?;
+        let panic = Arc::new(Mutex::new(PanicRegister::new(Arc::clone(&power))));
+        builder.add_memory(u64::from(layout::PANIC_REGISTER), PANIC_SIZE, panic)?;
         builder.add_port(KEYBOARD_CONTROLLER_PORT, 1, Arc::new(Mutex::new(KeyboardReset::new(power))))?;
         if !devices.console_ports.is_empty() {
             let console = Console::new(devices.console_ports).map_err(VmError::host("make the virtio console"))?;
@@ -75,16 +94,25 @@ impl DeviceSet {
         if let Some(network) = devices.network {
             builder.add_virtio(network, Notify::EventFd)?;
         }
+        let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;
+        builder.add_virtio(rng, Notify::Call)?;
+        let extra = builder.add_extra(&devices.extra)?;
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
             events: EventLoop::new(builder.subscribers)?,
             virtio_count: builder.virtio_count,
+            extra,
         })
     }
 
     /// The number of virtio-mmio devices.
     pub(super) fn virtio_count(&self) -> u8 {
         self.virtio_count
+    }
+
+    /// The balloon, if there is one.
+    pub(super) fn balloon(&self) -> Option<&Mutex<Balloon>> {
+        self.extra.balloon.as_deref()
     }
 
     /// The buses that vCPUs' exits lead to.
@@ -150,6 +178,10 @@ impl Builder<'_> {
         self.ports.insert(port, len, device).map_err(|error| VmError::Failed(error.to_string()))
     }
 
+    fn add_memory(&mut self, start: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmError> {
+        self.mmio.insert(start, len, device).map_err(|error| VmError::Failed(error.to_string()))
+    }
+
     fn add_serial(&mut self, console: SerialConsole) -> Result<(), VmError> {
         let line = self.interrupt(layout::SERIAL_GSI, Notify::Call)?;
         let serial =
@@ -160,7 +192,28 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn add_virtio<D>(&mut self, device: D, notify: Notify) -> Result<(), VmError>
+    /// The devices that the user has asked for.
+    fn add_extra(&mut self, extra: &VmDevices) -> Result<Extra, VmError> {
+        let (mut host_socket, mut balloon) = (None, None);
+        if let Some(vsock) = &extra.vsock {
+            let (socket, listener) = HostSocket::bind(vsock.path())?;
+            let device = Vsock::new(vsock.cid(), listener, vsock.path().clone())
+                .map_err(VmError::host("make the virtio socket device"))?;
+            self.add_virtio(device, Notify::EventFd)?;
+            host_socket = Some(socket);
+        }
+        if let Some(wanted) = &extra.balloon {
+            let ram = self.memory.iter().map(GuestMemoryRegion::len).sum();
+            let features = BalloonFeatures { deflate_on_oom: wanted.deflate_on_oom, reporting: wanted.reporting };
+            let reclaim = Box::new(GuestRam(self.memory.clone()));
+            let device = Balloon::new(reclaim, features, balloon::pages(wanted.size, ram)?)
+                .map_err(VmError::host("make the virtio balloon"))?;
+            balloon = Some(self.add_virtio(device, Notify::Call)?);
+        }
+        Ok(Extra { _host_socket: host_socket, balloon })
+    }
+
+    fn add_virtio<D>(&mut self, device: D, notify: Notify) -> Result<Arc<Mutex<D>>, VmError>
     where
         D: VirtioDevice + MutEventSubscriber + 'static,
     {
@@ -180,11 +233,9 @@ impl Builder<'_> {
                 self.vm.register_ioevent(event, &address, queue).map_err(VmError::kvm("attach a queue's event"))?;
             }
         }
-        self.mmio
-            .insert(base, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))
-            .map_err(|error| VmError::Failed(error.to_string()))?;
-        self.subscribers.push(device);
+        self.add_memory(base, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))?;
+        self.subscribers.push(Arc::clone(&device) as Subscriber);
         self.virtio_count += 1;
-        Ok(())
+        Ok(device)
     }
 }

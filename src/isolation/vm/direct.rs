@@ -13,13 +13,13 @@ use super::device_set::{Devices, SerialConsole};
 use super::disks::Disk;
 use super::error::VmError;
 use super::load::Initrd;
-use super::machine::{Machine, MachineConfig, MachineExit};
+use super::machine::{Machine, MachineConfig, MachineExit, Stopper};
 use super::memory;
 use super::network::{self, NetworkError};
 use super::passt::Passt;
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, DiskSpec, MemorySize, Network};
+use crate::spec::{self, DiskSpec, MemorySize, Network, VmDevices};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -46,6 +46,8 @@ pub struct DirectBoot {
     /// The network that the guest's first interface is in. The guest sets it up by itself; in a `user` network, there
     /// is DHCP.
     pub network: Network,
+    /// Devices beyond those that every microVM has.
+    pub devices: VmDevices,
 }
 
 impl DirectBoot {
@@ -89,7 +91,7 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks, network },
+                devices: Devices { serial, console_ports: Vec::new(), disks, network, extra: self.devices.clone() },
             },
             Arc::clone(&first_instruction),
         )?;
@@ -119,6 +121,12 @@ pub struct DirectMachine {
 }
 
 impl DirectMachine {
+    /// What ends the machine from another thread, as [`MachineExit::Stopped`].
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.machine.stopper()
+    }
+
     /// Waits for the guest's end, and takes the machine down.
     ///
     /// # Errors
@@ -200,6 +208,7 @@ mod tests {
             memory: MemorySize::from_mib(128),
             disks: Vec::new(),
             network: Network::None,
+            devices: VmDevices::default(),
         }
         .command_line()
     }

@@ -92,6 +92,14 @@ pub enum VmError {
     /// A setting that a microVM cannot honour.
     #[error("{0}")]
     Unsupported(String),
+    /// The host's socket of a socket device cannot be made.
+    #[error("--vsock: cannot listen at {path}", path = path.display())]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// A device, thread or descriptor of the host could not be set up.
     #[error("cannot {attempt}")]
     Host {

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::{fmt, io};
 
 use amphi_devices::legacy::PowerEvents;
+use amphi_devices::virtio::balloon::Balloon;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::event::{EventfdFlags, eventfd};
@@ -37,6 +38,8 @@ pub enum MachineExit {
     Reset,
     /// A vCPU hit a triple fault, which is also the last resort of a kernel that wants a reset.
     TripleFault,
+    /// The guest's kernel panicked, and said so.
+    Panicked,
     /// The host stopped the machine.
     Stopped,
 }
@@ -47,6 +50,7 @@ impl fmt::Display for MachineExit {
             Self::PowerOff => "it switched the power off",
             Self::Reset => "it asked for a reset",
             Self::TripleFault => "a vCPU hit a triple fault",
+            Self::Panicked => "the guest's kernel panicked",
             Self::Stopped => "it was stopped",
         })
     }
@@ -131,6 +135,10 @@ impl PowerEvents for MachineState {
     fn reset(&self) {
         self.finish(Ok(MachineExit::Reset));
     }
+
+    fn panicked(&self) {
+        self.finish(Ok(MachineExit::Panicked));
+    }
 }
 
 /// Readable as soon as its machine has ended.
@@ -146,6 +154,17 @@ impl EndedEvent {
 impl AsFd for EndedEvent {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
+    }
+}
+
+/// Ends a machine from any thread, whatever its guest does. No effect once it has ended.
+#[derive(Clone)]
+pub struct Stopper(Arc<MachineState>);
+
+impl Stopper {
+    /// Ends the machine.
+    pub fn stop(&self) {
+        self.0.finish(Ok(MachineExit::Stopped));
     }
 }
 
@@ -249,6 +268,16 @@ impl Machine {
     /// An event that tells of the machine's end.
     pub(super) fn ended_event(&self) -> EndedEvent {
         EndedEvent(Arc::clone(&self.state))
+    }
+
+    /// The balloon, if it has one.
+    pub(super) fn balloon(&self) -> Option<&Mutex<Balloon>> {
+        self.devices.balloon()
+    }
+
+    /// What ends the machine from another thread.
+    pub(super) fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.state))
     }
 
     /// Ends the machine from outside, whatever the guest does.

@@ -3,11 +3,13 @@
 //! The boot path: [`plan`](self) turns a run specification into what a machine needs, `machine` builds and starts it,
 //! `vcpu` runs the guest. `sandbox` follows the workload from outside.
 
+mod balloon;
 mod device_set;
 mod direct;
 mod disks;
 mod error;
 mod event_loop;
+mod host_socket;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod kernel_image;
@@ -25,13 +27,16 @@ mod tail;
 mod vcpu;
 mod x86_64;
 
+pub use amphi_devices::virtio::balloon::Statistics as BalloonStatistics;
+pub use balloon::BalloonState;
 pub use direct::{DEFAULT_ARGUMENTS, DirectBoot, DirectMachine};
 pub use error::VmError;
 pub use kernel_image::KernelImageError;
-pub use machine::MachineExit;
+pub use machine::{MachineExit, Stopper};
 pub use memory::MAPPING_NAME;
 pub use network::NetworkError;
 pub use passt::PasstError;
+pub use sandbox::VmSandbox;
 pub use seccomp::confine_caller;
 
 use std::fmt;
@@ -67,6 +72,14 @@ impl VmIsolation {
         self.before_guest = Arc::new(action);
         self
     }
+
+    /// As [`Isolation::create`], for what only a microVM can do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_vm(&self, spec: &RunSpec, stdio: Stdio) -> Result<VmSandbox, VmError> {
+        Ok(VmSandbox::new(plan::Plan::new(spec)?, stdio, Arc::clone(&self.before_guest)))
+    }
 }
 
 impl Default for VmIsolation {
@@ -92,6 +105,6 @@ impl Isolation for VmIsolation {
     }
 
     fn create(&self, spec: &RunSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, IsolationError> {
-        Ok(Box::new(sandbox::VmSandbox::new(plan::Plan::new(spec)?, stdio, Arc::clone(&self.before_guest))))
+        Ok(Box::new(self.create_vm(spec, stdio)?))
     }
 }

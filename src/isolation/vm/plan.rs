@@ -12,7 +12,7 @@ use super::network;
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
 use crate::kernel::Kernel;
-use crate::spec::{MemorySize, Network, RunSpec};
+use crate::spec::{MemorySize, Network, RunSpec, VmDevices};
 
 /// The vCPUs of a run that names no number.
 const DEFAULT_VCPUS: u32 = 1;
@@ -46,6 +46,7 @@ pub(super) struct Plan {
     pub(super) memory: u64,
     pub(super) disks: Vec<Disk>,
     pub(super) network: Network,
+    pub(super) devices: VmDevices,
     pub(super) stdin: bool,
 }
 
@@ -55,7 +56,7 @@ impl Plan {
         let memory = spec.resources.memory.unwrap_or(DEFAULT_MEMORY).bytes() & !PAGE_MASK;
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
-        let mut wanted = vec!["virtio_mmio", "virtio_console"];
+        let mut wanted = vec!["virtio_mmio", "virtio_console", "virtio_rng"];
         if !root.is_inline() || !spec.vm.disks.is_empty() {
             wanted.push("virtio_blk");
         }
@@ -63,6 +64,7 @@ impl Plan {
             wanted.push(network::MODULE);
         }
         wanted.extend(root.modules());
+        wanted.extend(spec.vm.devices.modules());
         let modules = kernel.modules_for(&wanted)?;
         let init = init_spec(spec, &root);
         let (tree, root_disk) = match root {
@@ -78,8 +80,8 @@ impl Plan {
         }
         let disks =
             root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
-        let (network, stdin) = (spec.network.clone(), spec.process.stdin);
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, stdin })
+        let (network, devices, stdin) = (spec.network.clone(), spec.vm.devices.clone(), spec.process.stdin);
+        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, devices, stdin })
     }
 }
 

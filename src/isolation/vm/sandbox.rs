@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use amphi_devices::virtio::balloon::{Balloon, PAGE};
 use amphi_devices::virtio::console::Port;
 use amphi_guest_init::{CONTROL_PORT, Decoder, FromGuest, Message, STDERR_PORT, STDIN_PORT, STDOUT_PORT, ToGuest};
 use vm_memory::GuestMemoryMmap;
@@ -15,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::BeforeGuest;
+use super::balloon::{self, BalloonState};
 use super::device_set::{Devices, SerialConsole};
 use super::disks::Disk;
 use super::error::VmError;
@@ -36,7 +38,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const SUSPICIOUS: Duration = Duration::from_secs(3);
 
 /// A microVM that runs one workload.
-pub(super) struct VmSandbox {
+pub struct VmSandbox {
     plan: Plan,
     before_guest: BeforeGuest,
     stdio: Mutex<Option<Stdio>>,
@@ -103,6 +105,39 @@ impl VmSandbox {
         }
     }
 
+    /// Asks the guest to have `bytes` in its balloon, in whole pages of 4 KiB. It does so in its own time, and as far as it
+    /// can.
+    ///
+    /// # Errors
+    /// There is no balloon, the workload does not run, or the guest has not that much memory.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), VmError> {
+        let pages = balloon::pages(bytes, self.plan.memory)?;
+        self.with_balloon(|balloon| balloon.set_target(pages))
+    }
+
+    /// How the guest's balloon is doing. The guest is also asked for new statistics, which a later call returns: they
+    /// have come when [`Statistics::reports`](super::BalloonStatistics::reports) has grown.
+    ///
+    /// # Errors
+    /// There is no balloon, or the workload does not run.
+    pub fn balloon(&self) -> Result<BalloonState, VmError> {
+        self.with_balloon(|balloon| {
+            let (target, actual) = (u64::from(balloon.target()) * PAGE, u64::from(balloon.actual()) * PAGE);
+            let statistics = balloon.statistics();
+            balloon.request_statistics();
+            BalloonState { target, actual, statistics }
+        })
+    }
+
+    fn with_balloon<T>(&self, action: impl FnOnce(&mut Balloon) -> T) -> Result<T, VmError> {
+        let unsupported = |what: &str| VmError::Unsupported(what.to_owned());
+        // Held meanwhile, and with it the guest's memory, in which the balloon has its queues.
+        let running = self.running().ok_or_else(|| unsupported("the balloon: the workload does not run"))?;
+        let balloon = running.machine.balloon().ok_or_else(|| unsupported("the microVM has no balloon"))?;
+        let mut balloon = balloon.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(action(&mut balloon))
+    }
+
     fn ports(&self, stdio: Stdio, control: OwnedFd, outputs: &Arc<Outputs>) -> io::Result<Vec<Port>> {
         let output = |id, index, fd| Port {
             id,
@@ -159,6 +194,7 @@ impl VmSandbox {
                     console_ports: ports,
                     disks,
                     network,
+                    extra: self.plan.devices.clone(),
                 },
             },
             Arc::clone(&self.stamps.first_instruction),
@@ -378,6 +414,7 @@ mod tests {
     use amphi_guest_init::InitSpec;
 
     use super::*;
+    use crate::spec::VmDevices;
 
     fn sandbox() -> VmSandbox {
         let plan = Plan {
@@ -388,6 +425,7 @@ mod tests {
             memory: 16 << 20,
             disks: Vec::new(),
             network: crate::spec::Network::None,
+            devices: VmDevices::default(),
             stdin: false,
         };
         VmSandbox::new(plan, Stdio::null().unwrap(), Arc::new(|| Ok(())))

@@ -11,6 +11,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use amphi_devices::legacy::panic::{HARDWARE_ID, PANIC_SIZE};
 use amphi_devices::legacy::power::{RESET, RESET_VALUE, S5_TYPE, SLEEP_CONTROL, SLEEP_STATUS};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -128,11 +129,28 @@ impl Aml for Serial {
     }
 }
 
+/// The register by which the guest tells of a panic (drivers/misc/pvpanic/pvpanic-mmio.c of Linux).
+struct Panic;
+
+impl Aml for Panic {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let register = Memory32Fixed::new(true, layout::PANIC_REGISTER, layout::low(PANIC_SIZE));
+        Device::new(
+            Path::new("PEVT"),
+            vec![
+                &Name::new(Path::new("_HID"), &HARDWARE_ID),
+                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&register])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
 fn dsdt(platform: Platform) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
     let virtio: Vec<VirtioMmio> = (0..platform.virtio_devices).map(VirtioMmio).collect();
-    let mut devices: Vec<&dyn Aml> = vec![&Serial];
+    let mut devices: Vec<&dyn Aml> = vec![&Serial, &Panic];
     devices.extend(virtio.iter().map(|device| device as &dyn Aml));
     Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut body);
     Name::new(Path::new("_S5_"), &Package::new(vec![&S5_TYPE])).to_aml_bytes(&mut body);

@@ -32,6 +32,8 @@ pub(crate) const MMIO_GAP_END: u64 = 0x1_0000_0000;
 pub(crate) const VIRTIO_MMIO: u64 = 0xc000_0000;
 /// The length of one virtio-mmio device's range.
 pub(crate) const VIRTIO_MMIO_LEN: u64 = 0x1000;
+/// The byte by which a guest tells of a panic, well behind the last virtio device.
+pub(crate) const PANIC_REGISTER: u32 = 0xc100_0000;
 /// The I/O APIC, where KVM emulates it.
 pub(crate) const IO_APIC: u32 = 0xfec0_0000;
 /// The local APICs, where KVM emulates them.

@@ -1,0 +1,140 @@
+//! Memory that a guest lends back to its host.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amphi::isolation::Stdio;
+use amphi::isolation::vm::{VmIsolation, VmSandbox};
+use amphi::spec::{Balloon, VmDevices};
+use amphi::{ExitStatus, Image, RunSpec, Sandbox};
+
+use crate::harness::installed;
+use crate::harness::world::seconds;
+use crate::harness::{Amphi, Case, Isolation, rootfs, vm};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        vm("balloon_gives_memory_back_and_returns_it", balloon_gives_memory_back_and_returns_it),
+        vm("balloon_reports_free_memory", balloon_reports_free_memory),
+        vm("balloon_on_a_stock_kernel", balloon_on_a_stock_kernel),
+        vm("balloon_yields_before_a_process_dies", balloon_yields_before_a_process_dies),
+        vm("balloon_settings_that_are_none", settings_that_are_none),
+    ]
+}
+
+const MIB: u64 = 1 << 20;
+/// By which the guest's memory is found among this process's mappings.
+const UNUSUAL_MIB: u32 = 202;
+
+/// How much of the guest's memory the host has given, in bytes.
+fn resident() -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let number = |line: &str| line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+    let size = |line: &&str| line.starts_with("Size:") && number(line) == Some(u64::from(UNUSUAL_MIB) << 10);
+    let mut lines = maps.lines();
+    lines.find(size).expect("the guest's memory is mapped");
+    lines.find(|line| line.starts_with("Rss:")).and_then(number).unwrap() << 10
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + seconds(15);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn balloon_gives_memory_back_and_returns_it() {
+    let image = Image::open(&format!("dir:{}", rootfs::busybox().display())).unwrap();
+    let fill = "dd if=/dev/zero of=/dev/shm/x bs=1M count=80 2>/dev/null && rm /dev/shm/x && echo";
+    let script = format!("{fill} filled; read line; {fill} again; read line; exit 7");
+    let spec = RunSpec::builder(&image)
+        .args(["/bin/sh", "-c", &script])
+        .memory_mib(UNUSUAL_MIB)
+        .stdin(true)
+        .devices(VmDevices { balloon: Some(Balloon::new()), ..VmDevices::default() })
+        .build()
+        .unwrap();
+    let (mut output, writer) = std::io::pipe().unwrap();
+    let (reader, mut input) = std::io::pipe().unwrap();
+    let null = Stdio::null().unwrap();
+    let stdio = Stdio { stdin: OwnedFd::from(reader), stdout: OwnedFd::from(writer), ..null };
+    let sandbox: VmSandbox = VmIsolation::new().create_vm(&spec, stdio).unwrap();
+    assert!(sandbox.set_balloon(0).is_err(), "it does not run");
+    sandbox.start().unwrap();
+    let mut line = [0; 7];
+    output.read_exact(&mut line).unwrap();
+    let full = resident();
+    assert!(full > 80 * MIB, "{full}");
+
+    sandbox.set_balloon(140 * MIB).unwrap();
+    until("the balloon fills", || sandbox.balloon().unwrap().actual == 140 * MIB);
+    let lent = resident();
+    assert!(lent + 40 * MIB < full, "{full} bytes, and then {lent}");
+    let before = sandbox.balloon().unwrap().statistics;
+    until("the guest tells how it is doing", || sandbox.balloon().unwrap().statistics.reports > before.reports + 1);
+    let statistics = sandbox.balloon().unwrap().statistics;
+    assert!(statistics.total.unwrap() < u64::from(UNUSUAL_MIB) * MIB - 140 * MIB, "{statistics:?}");
+    assert!(statistics.free.unwrap() < statistics.total.unwrap(), "{statistics:?}");
+
+    sandbox.set_balloon(0).unwrap();
+    until("the balloon empties", || sandbox.balloon().unwrap().actual == 0);
+    input.write_all(b"go\n").unwrap();
+    let mut line = [0; 6];
+    output.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"again\n");
+    assert!(resident() > lent + 40 * MIB, "{lent} bytes, and then {}", resident());
+    assert!(sandbox.set_balloon(u64::from(UNUSUAL_MIB) * MIB).is_err(), "more than the guest has");
+    input.write_all(b"end\n").unwrap();
+    assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(7));
+    assert!(sandbox.balloon().is_err(), "it has ended");
+}
+
+/// A line of `/proc/PID/status`, in bytes.
+fn status(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+fn balloon_reports_free_memory() {
+    let script = "dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null; echo done; sleep 1000";
+    let options = ["--balloon", "0,reporting", "--memory", "256M"];
+    let mut started = Amphi::sh(Isolation::Vm, script).with(options).start();
+    started.wait_for_output("done");
+    let pid = started.id();
+    let peak = status(pid, "VmHWM");
+    assert!(peak > 120 * MIB, "{peak}");
+    until("the process's memory comes back", || status(pid, "VmRSS") + 80 * MIB < peak);
+}
+
+fn inflated(options: &[&str], script: &str) -> String {
+    let wait = "until [ $(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) -lt 140000 ]; do sleep 0.1; done";
+    let amphi = Amphi::sh(Isolation::Vm, &format!("{wait}; {script}")).with(options).with(["--memory", "200M"]);
+    amphi.finish().expect(0).text()
+}
+
+fn balloon_on_a_stock_kernel() {
+    let kernel = installed::stock("6.1.").name;
+    assert_eq!(inflated(&["--kernel", &kernel, "--balloon", "64M"], "echo less"), "less");
+}
+
+fn balloon_yields_before_a_process_dies() {
+    let take = "dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null && echo enough; true";
+    assert_eq!(inflated(&["--balloon", "100M"], take), "enough");
+    assert_eq!(inflated(&["--balloon", "100M,no-deflate-on-oom"], take), "");
+}
+
+fn settings_that_are_none() {
+    for setting in ["", "x", "64M,grow", "1"] {
+        Amphi::run(Isolation::Vm, ["true"]).with(["--balloon", setting]).finish().expect_error(125, &["--balloon"]);
+    }
+    let larger = ["--memory", "128M", "--balloon", "128M"];
+    Amphi::run(Isolation::Vm, ["true"]).with(larger).finish().expect_error(125, &["--balloon", "128 MiB"]);
+    Amphi::run(Isolation::Container, ["true"]).with(["--balloon", "0"]).finish().expect_error(125, &["--balloon"]);
+}
