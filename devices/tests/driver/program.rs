@@ -7,7 +7,7 @@ use amphi_devices::BusDevice;
 use crate::guest::{
     ACKNOWLEDGE, BUFFERS, Buffer, DRIVER, DRIVER_OK, FEATURES_OK, Guest, INDIRECT, MEMORY, NEXT, NOTIFY,
 };
-use crate::guest::{STATUS, WRITE};
+use crate::guest::{STATUS, WRITE, readable, writable};
 
 /// More operations than this say nothing new.
 const MOST_OPERATIONS: usize = 512;
@@ -145,6 +145,7 @@ fn operation(guest: &mut Guest, input: &mut Input<'_>) {
                 guest.add_indirect(queue, table, &buffers);
             }
         }
+        10..=12 => request(guest, input),
         _ => {
             let count = input.byte() % 4 + 1;
             let buffers = buffers(input, count);
@@ -160,6 +161,33 @@ fn operation(guest: &mut Guest, input: &mut Input<'_>) {
             }
         }
     }
+}
+
+/// A request as most devices have them: a header with a small number first, perhaps sixteen bytes more, and room for an answer.
+fn request(guest: &mut Guest, input: &mut Input<'_>) {
+    let Some(queue) = queue(guest, input) else { return };
+    let shape = input.byte();
+    let (mut header, mut data) = (input.take::<16>(), input.take::<16>());
+    if shape & 1 == 0 {
+        header[0] %= 32;
+        header[1..4].fill(0);
+    }
+    for (index, word) in data.chunks_exact_mut(4).enumerate() {
+        if shape >> (4 + index) & 1 == 0 {
+            word[0] %= 8;
+            word[1..].fill(0);
+        }
+    }
+    guest.put(BUFFERS, &header);
+    guest.put(BUFFERS + 0x1000, &data);
+    let mut buffers = vec![readable(BUFFERS, 16)];
+    if shape & 2 == 0 {
+        buffers.push(readable(BUFFERS + 0x1000, if shape & 4 == 0 { 16 } else { input.length() }));
+    }
+    buffers.push(writable(BUFFERS + 0x2000, if shape & 8 == 0 { 1 } else { input.length() }));
+    guest.add(queue, &buffers);
+    guest.write(NOTIFY, queue as u32);
+    guest.run();
 }
 
 /// From reset to a running device, as far as it agrees.
