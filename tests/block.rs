@@ -105,7 +105,8 @@ fn a_file_system_on_a_disk() {
     let image = image_with(folder.path(), &["mke2fs", "e2fsck"]);
     let path = file(folder.path(), "disk", 64);
     for engine in ENGINES {
-        let script = "d=/dev/vdb; /bin/mke2fs -q -t ext4 $d; mkdir /tmp/m; mount -t ext4 -o discard $d /tmp/m
+        let script =
+            "d=$(ls /dev/vd* | tail -n 1); /bin/mke2fs -q -t ext4 $d; mkdir /tmp/m; mount -t ext4 -o discard $d /tmp/m
             cp -r /bin /tmp/m; rm -r /tmp/m/bin/busybox; seq 20000 >/tmp/m/numbers; umount /tmp/m
             /bin/e2fsck -f -n $d >/dev/null; mount -t ext4 -o ro $d /tmp/m; md5sum </tmp/m/numbers; seq 20000 | md5sum";
         let finished = run_image(&image, script, &[disk(&path, &format!(",engine={engine}"))]).finish().expect(0);
