@@ -109,7 +109,8 @@ fn a_file_system_on_a_disk() {
             /bin/mke2fs -q -t ext4 $d; mkdir /tmp/m; mount -t ext4 -o discard $d /tmp/m
             cp -r /bin /tmp/m; rm -r /tmp/m/bin/busybox; seq 20000 >/tmp/m/numbers; umount /tmp/m
             /bin/e2fsck -f -n $d >/dev/null; mount -t ext4 -o ro $d /tmp/m; md5sum </tmp/m/numbers; seq 20000 | md5sum";
-        let finished = run_image(&image, script, &[disk(&path, &format!(",serial=scratch,engine={engine}"))]).finish().expect(0);
+        let finished =
+            run_image(&image, script, &[disk(&path, &format!(",serial=scratch,engine={engine}"))]).finish().expect(0);
         let text = finished.text();
         let (read, expected) = text.split_once('\n').unwrap_or_default();
         assert!(read == expected && !read.is_empty(), "{finished}");

@@ -272,8 +272,7 @@ mod tests {
 
     #[test]
     fn what_only_a_vm_has_is_refused_for_a_container() {
-        let vm_only =
-            [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d"), ("--vsock", "v"), ("--balloon", "0")];
+        let vm_only = [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d"), ("--vsock", "v"), ("--balloon", "0")];
         for (option, value) in vm_only {
             assert_eq!(problem(&["--isolation", "container", option, value, "builtin"]).0, option);
         }

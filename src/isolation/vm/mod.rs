@@ -9,9 +9,9 @@ mod direct;
 mod disks;
 mod error;
 mod event_loop;
-mod host_socket;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod host_socket;
 mod kernel_image;
 mod load;
 mod machine;
