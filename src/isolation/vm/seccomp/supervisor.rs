@@ -63,8 +63,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_shutdown,
-    // Letting go: descriptors, and the names of sockets that others connect to.
+    // Letting go: descriptors, and the names of sockets that others connect to, if they are still those.
     libc::SYS_close,
+    libc::SYS_statx,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
     // A disk's ring is emptied before its memory goes.
