@@ -30,7 +30,7 @@ static int open_socket(unsigned cid, unsigned port, int listening) {
     check(fd >= 0, "socket");
     if (listening) {
         check(bind(fd, (struct sockaddr *)&address, sizeof address) == 0, "bind");
-        check(listen(fd, 64) == 0, "listen");
+        check(listen(fd, 1024) == 0, "listen");
     } else if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
         int error = errno;
         close(fd);
