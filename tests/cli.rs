@@ -10,6 +10,8 @@ pub(crate) fn cases() -> Vec<Case> {
         host("images_that_are_none", images_that_are_none),
         host("help_and_version", help_and_version),
         host("doctor", doctor),
+        host("completions", completions),
+        host("kvm_is_missing_or_forbidden", kvm_is_missing_or_forbidden),
     ]
 }
 
@@ -77,5 +79,27 @@ fn doctor() {
     let text = finished.text().to_lowercase();
     for subject in ["kvm", "cgroup", "namespace", "overlay", "erofs", "tun"] {
         assert!(text.contains(subject), "it says nothing of {subject} {finished}");
+    }
+}
+
+fn completions() {
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef amphi"), ("fish", "complete -c amphi")] {
+        let script = Amphi::new(["completions", shell]).finish().expect(0);
+        assert!(script.text().contains(word) && script.text().contains("kernel-arg"), "{script}");
+    }
+    Amphi::new(["completions", "csh"]).finish().expect_error(125, &["csh"]);
+}
+
+/// In a mount namespace in which the device is gone, or is a file that amphi may not open.
+fn kvm_is_missing_or_forbidden() {
+    let missing = "mount -t tmpfs none /dev && mkdir /dev/pts && exec \"$@\"";
+    let forbidden = "mount -t tmpfs none /dev && touch /dev/kvm && chmod 0 /dev/kvm && \
+                     exec setpriv --bounding-set=-dac_override,-dac_read_search -- \"$@\"";
+    for (prepare, problem) in [(missing, "/dev/kvm does not exist"), (forbidden, "/dev/kvm may not be opened")] {
+        let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--", "/bin/sh", "-c", prepare, "sh"];
+        let run = || Amphi::new(["run", "--isolation", "vm", "builtin"]);
+        run().finish_under(&unshare).expect_error(125, &[problem, "--isolation container"]);
+        let report = Amphi::new(["doctor"]).finish_under(&unshare);
+        assert!(report.text().contains(problem), "{report}");
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one module a subcommand.
 
 mod compare;
+mod completions;
 mod doctor;
 mod kernel;
 mod output;
@@ -51,6 +52,8 @@ enum Command {
     Kernel(kernel::KernelArgs),
     /// Say what this host can do, and how to mend what it cannot
     Doctor(doctor::DoctorArgs),
+    /// Print what lets a shell complete this command line
+    Completions(completions::CompletionsArgs),
 }
 
 /// Reads the command line; has no effects.
@@ -74,6 +77,7 @@ pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
         Command::Compare(args) => compare::run(*args, &cli.global),
         Command::Kernel(args) => Ok(kernel::run(args).map(|()| 0)?),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args).map(|()| 0),
     }
 }
 

@@ -74,7 +74,7 @@ fn tun() -> Check {
     let found = opened.map(|_| "/dev/net/tun can be opened".to_owned());
     let found = found.map_err(|error| format!("/dev/net/tun cannot be opened ({error})"));
     let remedy = "`modprobe tun`, and leave to use the device; in a container pass it in (--device /dev/net/tun)";
-    optional("tun", found, "networks of microVMs (not used yet)", remedy)
+    optional("tun", found, "tap interfaces of microVMs (--network tap:NAME)", remedy)
 }
 
 fn nftables() -> Check {
@@ -85,7 +85,7 @@ fn nftables() -> Check {
         }
         Err(error) => Err(format!("the kernel does not answer ({error})")),
     };
-    optional("nftables", found, "published ports and bridges (not used yet)", "`modprobe nf_tables`")
+    optional("nftables", found, "bridges, which come later", "`modprobe nf_tables`")
 }
 
 /// Asks nf_tables for the generation of its rules (NFT_MSG_GETGEN of linux/netfilter/nf_tables.h).
