@@ -9,7 +9,7 @@
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -50,8 +50,39 @@ pub struct RateLimits {
     pub operations: Option<Rate>,
 }
 
-/// Tells the time since some instant. It never goes back.
-pub type Clock = Box<dyn Fn() -> Duration + Send>;
+/// A clock, and a timer that goes by it. Its descriptor is readable once the timer has expired.
+pub trait Timer: AsRawFd + Send {
+    /// The time since some instant. It never goes back.
+    fn now(&self) -> Duration;
+
+    /// Expires once, when `wait` has passed, and not at any time that was set before.
+    ///
+    /// # Errors
+    /// The host refuses it.
+    fn set(&mut self, wait: Duration) -> io::Result<()>;
+}
+
+/// The monotonic clock, and a timerfd.
+struct Monotonic {
+    start: Instant,
+    timer: TimerFd,
+}
+
+impl Timer for Monotonic {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn set(&mut self, wait: Duration) -> io::Result<()> {
+        Ok(self.timer.reset(wait, None)?)
+    }
+}
+
+impl AsRawFd for Monotonic {
+    fn as_raw_fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+}
 
 /// The limits of one direction of one device.
 ///
@@ -61,8 +92,7 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 pub struct RateLimiter {
     bandwidth: Option<Bucket>,
     operations: Option<Bucket>,
-    timer: TimerFd,
-    clock: Clock,
+    timer: Box<dyn Timer>,
 }
 
 impl RateLimiter {
@@ -71,29 +101,25 @@ impl RateLimiter {
     /// # Errors
     /// No timer can be made.
     pub fn new(limits: RateLimits) -> io::Result<Self> {
-        let start = std::time::Instant::now();
-        Self::with_clock(limits, Box::new(move || start.elapsed()))
+        Ok(Self::with_timer(limits, Box::new(Monotonic { start: Instant::now(), timer: TimerFd::new()? })))
     }
 
-    /// The same on a clock of the caller's. The timer still goes by the monotonic clock.
-    ///
-    /// # Errors
-    /// No timer can be made.
-    pub fn with_clock(limits: RateLimits, clock: Clock) -> io::Result<Self> {
+    /// The same on a clock and a timer of the caller's.
+    #[must_use]
+    pub fn with_timer(limits: RateLimits, timer: Box<dyn Timer>) -> Self {
         let bucket = |rate: Rate| Bucket { rate, depth: rate.time(rate.burst.get()), full_at: Duration::ZERO };
-        let (bandwidth, operations) = (limits.bandwidth.map(bucket), limits.operations.map(bucket));
-        Ok(Self { bandwidth, operations, timer: TimerFd::new()?, clock })
+        Self { bandwidth: limits.bandwidth.map(bucket), operations: limits.operations.map(bucket), timer }
     }
 
     /// Whether a request may be carried out now. If not, the timer is set for when one may.
     pub fn admits(&mut self) -> bool {
-        let now = (self.clock)();
+        let now = self.timer.now();
         let wait = |bucket: &Option<Bucket>| bucket.as_ref().map_or(Duration::ZERO, |bucket| bucket.wait(now));
         let wait = wait(&self.bandwidth).max(wait(&self.operations));
         if wait.is_zero() {
             return true;
         }
-        match self.timer.reset(wait, None) {
+        match self.timer.set(wait) {
             Ok(()) => false,
             Err(error) => {
                 // A device that is too fast is better than one that never goes on.
@@ -105,7 +131,7 @@ impl RateLimiter {
 
     /// Takes the tokens of one request with `bytes` of data.
     pub fn charge(&mut self, bytes: u64) {
-        let now = (self.clock)();
+        let now = self.timer.now();
         for (bucket, tokens) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
             if let Some(bucket) = bucket {
                 bucket.take(now, tokens);
@@ -150,12 +176,31 @@ mod tests {
         Some(Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst: NonZeroU64::new(burst).unwrap() })
     }
 
-    /// A limiter, and its clock in milliseconds.
+    /// A clock in milliseconds, with a timer that nobody waits for.
+    struct Clock(Arc<AtomicU64>);
+
+    impl Timer for Clock {
+        fn now(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+
+        fn set(&mut self, wait: Duration) -> io::Result<()> {
+            assert_ne!(wait, Duration::ZERO, "that would stop a timer");
+            Ok(())
+        }
+    }
+
+    impl AsRawFd for Clock {
+        fn as_raw_fd(&self) -> RawFd {
+            unreachable!("nobody waits")
+        }
+    }
+
+    /// A limiter, and its clock.
     fn limiter(bandwidth: Option<Rate>, operations: Option<Rate>) -> (RateLimiter, Arc<AtomicU64>) {
-        let milliseconds = Arc::new(AtomicU64::new(0));
-        let clock = Arc::clone(&milliseconds);
-        let clock = Box::new(move || Duration::from_millis(clock.load(Ordering::Relaxed)));
-        (RateLimiter::with_clock(RateLimits { bandwidth, operations }, clock).unwrap(), milliseconds)
+        let clock = Arc::new(AtomicU64::new(0));
+        let timer = Box::new(Clock(Arc::clone(&clock)));
+        (RateLimiter::with_timer(RateLimits { bandwidth, operations }, timer), clock)
     }
 
     /// How many requests of `bytes` pass until one has to wait.

@@ -5,7 +5,7 @@ use std::fs::File;
 use amphi_devices::virtio::VirtioDevice;
 use event_manager::MutEventSubscriber;
 
-pub use program::Input;
+pub use program::{Host, Input};
 
 // The driver's side of a device and the programs that it runs are those of the devices' own tests.
 #[path = "../../devices/tests/driver/guest.rs"]
@@ -14,9 +14,17 @@ mod guest;
 #[path = "../../devices/tests/driver/program.rs"]
 mod program;
 
+/// How much memory the guests have, in bytes from address 0 on.
+pub const MEMORY: u64 = guest::MEMORY;
+
 /// Runs a guest's program (see `devices/tests/driver/program.rs`) on a virtio device.
 pub fn virtio<D: VirtioDevice + MutEventSubscriber + 'static>(device: D, bytes: &[u8]) {
     program::run(&mut guest::Guest::new(device), bytes);
+}
+
+/// The same with somebody on the host, who takes the bytes of what it does from the program.
+pub fn virtio_with<D: VirtioDevice + MutEventSubscriber + 'static>(device: D, bytes: &[u8], host: Host<'_>) {
+    program::run_with(&mut guest::Guest::new(device), bytes, host);
 }
 
 /// Does nothing but access the registers of a virtio device's transport.

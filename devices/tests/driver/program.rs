@@ -12,6 +12,9 @@ use crate::guest::{STATUS, WRITE, readable, writable};
 /// More operations than this say nothing new.
 const MOST_OPERATIONS: usize = 512;
 
+/// The first port that a virtio-vsock device gives to a program of the host that connects.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
 /// The bytes still to be interpreted. At the end there are zeros.
 #[allow(unreachable_pub, reason = "the fuzz targets' crate makes it public")]
 pub struct Input<'a>(&'a [u8]);
@@ -43,7 +46,8 @@ impl<'a> Input<'a> {
         self.take::<1>()[0]
     }
 
-    fn half(&mut self) -> u16 {
+    /// The next two bytes.
+    pub fn half(&mut self) -> u16 {
         u16::from_le_bytes(self.take())
     }
 
@@ -78,15 +82,25 @@ impl<'a> Input<'a> {
     }
 }
 
+/// What is at the device's other side on the host: called whenever the program gives it a turn.
+#[allow(unreachable_pub, reason = "the fuzz targets' crate makes it public")]
+pub type Host<'a> = &'a mut dyn FnMut(&mut Input<'_>);
+
 /// Runs the program on `guest`. Its device works whenever the program lets it, and in the end.
+#[allow(dead_code, reason = "the fuzz targets always have a host's side")]
 pub(crate) fn run(guest: &mut Guest, bytes: &[u8]) {
+    run_with(guest, bytes, &mut |_| {});
+}
+
+/// The same, with somebody on the host.
+pub(crate) fn run_with(guest: &mut Guest, bytes: &[u8], host: Host<'_>) {
     let mut input = Input::new(bytes);
     start(guest, 0);
     for _ in 0..MOST_OPERATIONS {
         if input.is_empty() {
             break;
         }
-        operation(guest, &mut input);
+        operation(guest, &mut input, host);
     }
     guest.run();
 }
@@ -107,8 +121,8 @@ pub(crate) fn run_registers(guest: &mut Guest, bytes: &[u8]) {
     guest.run();
 }
 
-fn operation(guest: &mut Guest, input: &mut Input<'_>) {
-    match input.byte() % 16 {
+fn operation(guest: &mut Guest, input: &mut Input<'_>, host: Host<'_>) {
+    match input.byte() % 20 {
         0 => start(guest, input.value()),
         1 => access(guest, input),
         2 => descriptor(guest, input),
@@ -146,6 +160,12 @@ fn operation(guest: &mut Guest, input: &mut Input<'_>) {
             }
         }
         10..=12 => request(guest, input),
+        13 | 14 => packet(guest, input),
+        15 => supply(guest, input),
+        16 => {
+            host(input);
+            guest.run();
+        }
         _ => {
             let count = input.byte() % 4 + 1;
             let buffers = buffers(input, count);
@@ -186,6 +206,50 @@ fn request(guest: &mut Guest, input: &mut Input<'_>) {
     }
     buffers.push(writable(BUFFERS + 0x2000, if shape & 8 == 0 { 1 } else { input.length() }));
     guest.add(queue, &buffers);
+    guest.write(NOTIFY, queue as u32);
+    guest.run();
+}
+
+/// A packet of the guest's, on the queue that those go out by: a header as virtio-vsock has it (section 5.10.6), mostly of
+/// a stream to the host with few ports, and data. To other devices it is a frame or a stream's bytes.
+fn packet(guest: &mut Guest, input: &mut Input<'_>) {
+    if guest.rings.len() < 2 {
+        return;
+    }
+    let [shape, op, from, to] = input.take();
+    let len = if shape & 1 == 0 { u32::from(shape) } else { input.length() };
+    let host_port = u32::from(to % 4) | if to & 0x80 == 0 { 0 } else { FIRST_HOST_PORT };
+    let [buf_alloc, fwd_cnt] = [2, 4].map(|bit| if shape & bit == 0 { 1 << 16 } else { input.value() as u32 });
+    let mut header = [3_u64.to_le_bytes(), 2_u64.to_le_bytes()].concat();
+    for word in [u32::from(from % 4), host_port, len] {
+        header.extend(word.to_le_bytes());
+    }
+    header.extend([1, 0, op % 8, 0]);
+    for word in [u32::from(op >> 3 & 3), buf_alloc, fwd_cnt] {
+        header.extend(word.to_le_bytes());
+    }
+    if shape & 0xf0 == 0xf0 {
+        let at = usize::from(input.byte()) % header.len();
+        header[at] = input.byte();
+    }
+    guest.put(BUFFERS + 0x3000, &header);
+    let mut buffers = vec![readable(BUFFERS + 0x3000, 44)];
+    if shape & 8 == 0 {
+        buffers.push(readable(BUFFERS + 0x4000, len));
+    }
+    guest.add(1, &buffers);
+    guest.write(NOTIFY, 1);
+    guest.run();
+}
+
+/// Buffers for what the device has to say.
+fn supply(guest: &mut Guest, input: &mut Input<'_>) {
+    let Some(queue) = queue(guest, input) else { return };
+    let count = input.byte();
+    let len = if count & 0x80 == 0 { 4096 } else { input.length() };
+    for index in 0..u64::from(count % 16) {
+        guest.add(queue, &[writable(BUFFERS + 0x10_0000 + index * 0x1000, len)]);
+    }
     guest.write(NOTIFY, queue as u32);
     guest.run();
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 
@@ -16,6 +17,10 @@ use crate::virtio::chain::{Buffers, Chain};
 
 /// How long to wait where the kernel does not do it.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// What [`entry`] asks of the kernel. All of it is about a file that is registered.
+const OPCODES: [u8; 5] =
+    [opcode::Read::CODE, opcode::Readv::CODE, opcode::Write::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
 
 /// A request that is under way, in the slot of its chain's head.
 struct Slot {
@@ -45,18 +50,14 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring for the requests of one queue to `disk`.
+    /// A ring for the requests of one queue to `disk`, which is good for nothing else.
     ///
     /// # Errors
-    /// The host refuses it: the kernel is old, the system is set up so, or there is not enough memory to lock.
+    /// The host refuses it: the kernel is older than 5.10, the system is set up so, or there is not enough memory to lock.
     pub(super) fn new(disk: &Disk) -> io::Result<Self> {
-        let entries = u32::from(QUEUE_SIZE);
-        // Without interrupting this thread for a completion that it will see anyway; Linux 5.19 is the first to know that.
-        let ring = match IoUring::builder().setup_coop_taskrun().build(entries) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
-            result => result,
-        }?;
+        let ring = disabled()?;
         ring.submitter().register_files(&disk.descriptors())?;
+        restrict(&ring)?;
         let slots = (0..QUEUE_SIZE).map(|_| Slot { work: None, chain: Chain::default() }).collect();
         Ok(Self { ring, slots, in_flight: 0, pushed: false })
     }
@@ -175,6 +176,36 @@ impl AsRawFd for Ring {
     }
 }
 
+/// A ring that takes nothing yet.
+fn disabled() -> io::Result<IoUring> {
+    let build = |coop_taskrun| {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled();
+        if coop_taskrun {
+            builder.setup_coop_taskrun();
+        }
+        builder.build(QUEUE_SIZE.into())
+    };
+    let too_old = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    // Without interrupting this thread for a completion that it will see anyway; Linux 5.19 is the first to know that.
+    match build(true) {
+        Err(error) if too_old(&error) => build(false).map_err(|error| {
+            let old = "the host's kernel cannot restrict a ring, which takes Linux 5.10";
+            if too_old(&error) { io::Error::new(io::ErrorKind::Unsupported, old) } else { error }
+        }),
+        result => result,
+    }
+}
+
+/// Lets `ring` take what disks need, and nothing else for ever: the calls that it carries out are seen by no seccomp filter,
+/// and a thread that a guest has taken over has the ring. No other files can be registered from here on either.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let files = Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits());
+    let mut restrictions: Vec<_> = OPCODES.into_iter().map(Restriction::sqe_op).chain([files]).collect();
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
+}
+
 /// What to ask of the kernel for `io`, of which `done` bytes are done.
 fn entry(disk: &Disk, io: Io, done: u64, chain: &Chain<'_>) -> squeue::Entry {
     let transfer = |offset: u64, buffers: &Buffers<'_>| {
@@ -238,5 +269,64 @@ fn settle(io: Io, done: u64, result: i32, chain: &mut Chain<'_>) -> Settled {
         }
         Err(_) if -result == libc::EINTR => Settled::Again(done),
         Err(_) => Settled::Ended(Err(io::Error::from_raw_os_error(-result))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use io_uring::types::Fd;
+
+    use super::*;
+
+    fn disk() -> Disk {
+        // SAFETY: The name is a C string, and the descriptor is new.
+        let file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(libc::memfd_create(c"disk".as_ptr(), 0)) };
+        file.set_len(4096).unwrap();
+        Disk::new(file).unwrap()
+    }
+
+    /// What the kernel says to `entry`, whose pointers lead to what lives longer.
+    fn result_of(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: The callers' buffers live until this returns.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    fn open() -> squeue::Entry {
+        opcode::OpenAt::new(Fd(libc::AT_FDCWD), c"/dev/null".as_ptr()).flags(libc::O_RDONLY).build()
+    }
+
+    #[test]
+    fn carries_out_nothing_but_a_disks_requests() {
+        let opened = result_of(&mut IoUring::new(1).unwrap(), &open());
+        assert!(opened >= 0, "any other ring opens files");
+        // SAFETY: The descriptor is new.
+        drop(unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(opened) });
+
+        let disk = disk();
+        let ring = &mut Ring::new(&disk).unwrap().ring;
+        let mut data = [1; 512];
+        let data = data.as_mut_ptr();
+        let other = File::open("/dev/zero").unwrap();
+        let fd = Fd(other.as_raw_fd());
+        for (what, entry) in [
+            ("open a file", open()),
+            ("make a socket", opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build()),
+            ("close a registered file", opcode::Close::new(Fixed(0)).build()),
+            ("register a file", opcode::FilesUpdate::new(&raw const fd.0, 1).build()),
+            ("read another file", opcode::Read::new(fd, data, 512).build()),
+            ("write another file", opcode::Write::new(fd, data, 512).build()),
+        ] {
+            assert_eq!(result_of(ring, &entry), -libc::EACCES, "{what}");
+        }
+        let update = ring.submitter().register_files_update(0, &[other.as_raw_fd()]);
+        assert_eq!(update.unwrap_err().raw_os_error(), Some(libc::EACCES), "put another file in a disk's place");
+
+        assert_eq!(result_of(ring, &opcode::Write::new(Fixed(0), data, 512).build()), 512);
+        assert_eq!(result_of(ring, &opcode::Read::new(Fixed(0), data, 512).build()), 512);
+        assert_eq!(result_of(ring, &opcode::Fsync::new(Fixed(0)).build()), 0);
     }
 }
