@@ -14,7 +14,7 @@ lab := resources/lab/lab
 data_home := $(or $(XDG_DATA_HOME),$(if $(filter 0,$(shell id -u)),/var/lib,$(HOME)/.local/share))
 step = @printf '\n==> %s\n' '$(1)' >&2
 
-.PHONY: help setup build kernel demo test check unit integration fuzz fuzz-smoke licences bench ci clean
+.PHONY: help setup build kernel demo test check unit integration stress fuzz fuzz-smoke licences bench ci clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,10 @@ unit:
 integration:
 	$(call step,integration: the suite; on an emulated machine where KVM is not usable)
 	cargo test --test integration --locked
+
+stress: setup ## five minutes of load on a microVM and all its devices
+	$(call step,stress: processors, memory, disk and network together)
+	cargo test --test integration --locked -- --ignored stress
 
 fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 each
 	@resources/fuzz $(or $(SECONDS),60) $(TARGET)

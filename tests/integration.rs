@@ -23,6 +23,7 @@ mod network;
 mod parity;
 mod process;
 mod streams;
+mod stress;
 mod vsock;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         parity::cases(),
         vsock::cases(),
         balloon::cases(),
+        stress::cases(),
     ];
     harness::world::run(cases.into_iter().flatten().collect())
 }

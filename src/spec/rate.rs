@@ -30,7 +30,7 @@ pub struct ParseRateError(String);
 impl FromStr for Rate {
     type Err = ParseRateError;
 
-    /// An [amount](parse_amount), with or without `/s` after it.
+    /// An amount with one of its units, with or without `/s` after it.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse_amount(text.strip_suffix("/s").unwrap_or(text))
             .map(Self::new)

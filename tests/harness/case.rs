@@ -34,6 +34,7 @@ pub(crate) struct Case {
     name: String,
     isolation: Option<Isolation>,
     exclusive: bool,
+    on_request: bool,
     body: Box<dyn FnOnce() + Send>,
 }
 
@@ -42,12 +43,18 @@ static MACHINE: RwLock<()> = RwLock::new(());
 
 impl Case {
     fn new(name: String, isolation: Option<Isolation>, body: impl FnOnce() + Send + 'static) -> Self {
-        Self { name, isolation, exclusive: false, body: Box::new(body) }
+        Self { name, isolation, exclusive: false, on_request: false, body: Box::new(body) }
     }
 
     /// No other case runs beside this one.
     pub(crate) fn alone(mut self) -> Self {
         self.exclusive = true;
+        self
+    }
+
+    /// Runs only with `--ignored`: it takes too long for every day.
+    pub(crate) fn on_request(mut self) -> Self {
+        self.on_request = true;
         self
     }
 
@@ -75,6 +82,7 @@ impl Case {
                 outcome(self.body)
             }
         })
+        .with_ignored_flag(self.on_request)
     }
 }
 

@@ -160,6 +160,12 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// Gives it that much time from now on, instead of what every call has.
+    pub(crate) fn within(mut self, time: Duration) -> Self {
+        self.deadline = Instant::now() + time;
+        self
+    }
+
     /// Blocks until standard output contains `text`.
     pub(crate) fn wait_for_output(&mut self, text: &str) {
         while !String::from_utf8_lossy(&self.stdout.data).contains(text) {
