@@ -1,4 +1,5 @@
 //! What runs in the guest: this very program as PID 1. It times requests to the first disk, and reports on the console.
+//! `LOAD=NAME` on the kernel's command line makes it do one load only, for those who trace the host meanwhile.
 
 use std::fmt;
 use std::fs::File;
@@ -7,12 +8,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-/// The size of a request in bytes.
-pub(crate) const BLOCK: usize = 4096;
-/// Requests of each load that are timed.
-const REQUESTS: usize = 2000;
-/// Requests before those.
-const WARM_UP: usize = 200;
+/// What buffers, and all sizes, are aligned to.
+const BLOCK: usize = 4096;
 /// What a line of the report begins with.
 pub(crate) const MARK: &str = "block-bench";
 
@@ -20,20 +17,31 @@ pub(crate) const MARK: &str = "block-bench";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Load {
     write: bool,
+    /// The size of a request in bytes, whole blocks.
+    size: usize,
     /// How many requests are under way at a time.
     depth: usize,
+    /// One after the other, from the disk's start; otherwise at random places.
+    sequential: bool,
+    /// How many requests are timed. A tenth of that comes before.
+    count: usize,
 }
 
-pub(crate) const LOADS: [Load; 4] = [
-    Load { write: false, depth: 1 },
-    Load { write: true, depth: 1 },
-    Load { write: false, depth: 32 },
-    Load { write: true, depth: 32 },
-];
+const fn random(write: bool, depth: usize) -> Load {
+    Load { write, size: BLOCK, depth, sequential: false, count: 500 }
+}
+
+const fn sequential(write: bool) -> Load {
+    Load { write, size: 1 << 20, depth: 1, sequential: true, count: 20 }
+}
+
+pub(crate) const LOADS: [Load; 6] =
+    [random(false, 1), random(true, 1), random(false, 32), random(true, 32), sequential(false), sequential(true)];
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", if self.write { "write" } else { "read" }, self.depth)
+        let (kib, kind) = (self.size >> 10, if self.write { "write" } else { "read" });
+        write!(f, "{kib}K-{kind}-{}", self.depth)
     }
 }
 
@@ -59,23 +67,27 @@ fn mount_dev() -> io::Result<()> {
 
 fn report() -> io::Result<()> {
     let disk = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open("/dev/vda")?;
-    let blocks = io::Seek::seek(&mut &disk, io::SeekFrom::End(0))? / BLOCK as u64;
-    for load in LOADS {
-        let mut offsets = Offsets { state: 0x9e37_79b9_7f4a_7c15, blocks };
-        let mut buffers = vec![Block([0x5a; BLOCK]); load.depth];
+    let len = io::Seek::seek(&mut &disk, io::SeekFrom::End(0))?;
+    // The kernel hands PID 1 what it does not know itself of its command line.
+    let only = std::env::var("LOAD").ok();
+    for load in LOADS.into_iter().filter(|load| only.as_ref().is_none_or(|only| *only == load.to_string())) {
+        let places = len / load.size as u64;
+        let mut offsets = Offsets { state: 0x9e37_79b9_7f4a_7c15, next: 0, places, load };
+        let mut memory = vec![Block([0x5a; BLOCK]); load.size / BLOCK * load.depth];
+        let mut buffers: Vec<&mut [Block]> = memory.chunks_exact_mut(load.size / BLOCK).collect();
         let mut queue = Queue::new(load.depth)?;
         let mut time = |count| -> io::Result<Duration> {
             let begin = Instant::now();
             if load.depth == 1 {
-                one_by_one(&disk, load, count, &mut offsets, &mut buffers[0])?;
+                one_by_one(&disk, load, count, &mut offsets, buffers[0])?;
             } else {
                 queue.keep_full(&disk, load, count, &mut offsets, &mut buffers)?;
             }
             Ok(begin.elapsed())
         };
-        time(WARM_UP)?;
-        let taken = time(REQUESTS)?;
-        println!("{MARK} {load} {}", taken.as_nanos() / REQUESTS as u128);
+        time(load.count / 10)?;
+        let taken = time(load.count)?;
+        println!("{MARK} {load} {}", taken.as_nanos() / load.count as u128);
     }
     Ok(())
 }
@@ -85,26 +97,37 @@ fn report() -> io::Result<()> {
 #[repr(C, align(4096))]
 struct Block([u8; BLOCK]);
 
-/// Places all over the disk, the same in each run.
+/// Places on the disk, the same in each run.
 struct Offsets {
     state: u64,
-    blocks: u64,
+    next: u64,
+    /// How many requests the disk has room for, side by side.
+    places: u64,
+    load: Load,
 }
 
 impl Offsets {
     fn next(&mut self) -> i64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        i64::try_from(self.state % self.blocks * BLOCK as u64).unwrap_or(0)
+        let place = if self.load.sequential {
+            self.next += 1;
+            self.next - 1
+        } else {
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 7;
+            self.state ^= self.state << 17;
+            self.state
+        };
+        i64::try_from(place % self.places * self.load.size as u64).unwrap_or(0)
     }
 }
 
-fn one_by_one(disk: &File, load: Load, count: usize, offsets: &mut Offsets, buffer: &mut Block) -> io::Result<()> {
+fn one_by_one(disk: &File, load: Load, count: usize, offsets: &mut Offsets, buffer: &mut [Block]) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
+    // SAFETY: The blocks are bytes, side by side, and borrowed for as long as the slice.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), size_of_val(buffer)) };
     for _ in 0..count {
         let offset = offsets.next().unsigned_abs();
-        if load.write { disk.write_all_at(&buffer.0, offset) } else { disk.read_exact_at(&mut buffer.0, offset) }?;
+        if load.write { disk.write_all_at(buffer, offset) } else { disk.read_exact_at(buffer, offset) }?;
     }
     Ok(())
 }
@@ -154,7 +177,7 @@ impl Queue {
         load: Load,
         count: usize,
         offsets: &mut Offsets,
-        buffers: &mut [Block],
+        buffers: &mut [&mut [Block]],
     ) -> io::Result<()> {
         let mut controls = vec![Iocb::default(); buffers.len()];
         let mut events = vec![Event::default(); buffers.len()];
@@ -167,8 +190,8 @@ impl Queue {
                     data: slot as u64,
                     opcode: load.write.into(),
                     descriptor: disk.as_raw_fd().unsigned_abs(),
-                    buffer: buffers[slot].0.as_mut_ptr().expose_provenance() as u64,
-                    len: BLOCK as u64,
+                    buffer: buffers[slot].as_mut_ptr().expose_provenance() as u64,
+                    len: load.size as u64,
                     offset: offsets.next(),
                     ..Iocb::default()
                 };
@@ -186,7 +209,7 @@ impl Queue {
             let list = events.as_mut_ptr().expose_provenance() as u64;
             let got = call(libc::SYS_io_getevents, [self.0, 1, events.len() as u64, list, 0])?;
             for event in &events[..got] {
-                if event.result != BLOCK as i64 {
+                if event.result.unsigned_abs() != load.size as u64 {
                     return Err(io::Error::other(format!("a request gave {}", event.result)));
                 }
                 free.push(usize::try_from(event.data).map_err(io::Error::other)?);

@@ -1,4 +1,5 @@
-//! What a disk's requests cost: 4 KiB at random places, one and 32 at a time, from a guest's direct I/O to a file in memory.
+//! What a disk's requests cost: 4 KiB at random places, one and 32 at a time, and 1 MiB one after the other, from a guest's
+//! direct I/O to a file in memory.
 //!
 //! Where KVM runs no kernels, this program starts the lab once with instruction counting and runs itself again inside; the
 //! figures are instructions then, else times. `FIRECRACKER=PATH` names a Firecracker to compare with. `RUNS=N`: runs of each.
@@ -16,8 +17,12 @@ mod world;
 use std::path::Path;
 use std::process::ExitCode;
 
+use amphi::bench::quantile;
+
+use subject::Figures;
+
 /// Runs of each subject that count, where the environment does not say.
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -50,27 +55,39 @@ fn measure(directory: &Path, runs: usize) -> Result<(), String> {
             measured.push(subject.measure()?);
         }
     }
-    let unit = world::unit();
-    println!("\n{runs} runs of each, interleaved. A request of {} bytes, median of the runs: {unit}.\n", guest::BLOCK);
-    print!("{:<24}", "");
-    guest::LOADS.iter().for_each(|load| print!("{:>18}", load.to_string()));
+    println!(
+        "\n{runs} runs of each, interleaved. A request: minimum / median of the runs, and (median : peer's median);\n{}.\n",
+        world::unit()
+    );
+    let peers: Vec<_> = subjects.iter().zip(&measured).filter(|(subject, _)| subject.is_peer).collect();
+    print!("{:<14}", "");
+    subjects.iter().for_each(|subject| print!("{:>34}", subject.name));
     println!();
-    let median = |runs: &Vec<std::collections::HashMap<String, u64>>, load: guest::Load| {
-        let mut values: Vec<u64> = runs.iter().map(|run| run[&load.to_string()]).collect();
-        values.sort_unstable();
-        values[values.len() / 2]
-    };
-    let peer = subjects.iter().zip(&measured).find(|(subject, _)| subject.is_peer).map(|(_, runs)| runs);
-    for (subject, runs) in subjects.iter().zip(&measured) {
-        print!("{:<24}", subject.name);
-        for load in guest::LOADS {
-            #[allow(clippy::cast_precision_loss, reason = "far below 2^52 nanoseconds")]
-            let millions = |nanoseconds: u64| nanoseconds as f64 / 1e6;
-            let own = millions(median(runs, load));
-            let ratio = peer.map_or(String::new(), |peer| format!(" ({:.2})", own / millions(median(peer, load))));
-            print!("{:>18}", format!("{own:.4}{ratio}"));
+    for load in guest::LOADS {
+        print!("{:<14}", load.to_string());
+        for runs in &measured {
+            let own = Cost::of(runs, load);
+            let ratios: Vec<_> =
+                peers.iter().map(|(_, runs)| format!("{:.2}", own.median / Cost::of(runs, load).median)).collect();
+            let text = format!("{:.4} / {:.4} ({})", own.min, own.median, ratios.join(", "));
+            print!("{text:>34}");
         }
         println!();
     }
     Ok(())
+}
+
+/// What a request of a load cost, in a million of what the clock counts.
+struct Cost {
+    min: f64,
+    median: f64,
+}
+
+impl Cost {
+    fn of(runs: &[Figures], load: guest::Load) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52 nanoseconds")]
+        let mut values: Vec<f64> = runs.iter().map(|run| run[&load.to_string()] as f64 / 1e6).collect();
+        values.sort_by(f64::total_cmp);
+        Self { min: values[0], median: quantile(&values, 0.5) }
+    }
 }

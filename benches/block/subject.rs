@@ -16,6 +16,9 @@ const DISK_MIB: u64 = 64;
 /// Firecracker adds `pci=off` to what it is given, and so does amphi.
 const COMMAND_LINE: &str = "quiet console=ttyS0 reboot=k panic=-1 nomodule pci=off";
 
+/// Nanoseconds a request, by the name of the load.
+pub(crate) type Figures = HashMap<String, u64>;
+
 /// One VMM with one way of doing I/O.
 pub(crate) struct Subject {
     pub(crate) name: String,
@@ -26,7 +29,7 @@ pub(crate) struct Subject {
 
 impl Subject {
     /// Runs the guest, and returns the nanoseconds a request of each load.
-    pub(crate) fn measure(&self) -> Result<HashMap<String, u64>, String> {
+    pub(crate) fn measure(&self) -> Result<Figures, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.name);
         let output = Command::new(&self.command[0])
             .args(&self.command[1..])
@@ -39,7 +42,7 @@ impl Subject {
             let mut words = line[line.find(MARK)?..].split_ascii_whitespace().skip(1);
             Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
         });
-        let figures: HashMap<_, _> = figures.collect();
+        let figures: Figures = figures.collect();
         if figures.len() == crate::guest::LOADS.len() {
             return Ok(figures);
         }
@@ -114,6 +117,6 @@ impl Files {
         let path = self.path(&format!("{engine}.json"));
         fs::write(&path, config.to_string()).map_err(|error| format!("{path}: {error}"))?;
         let words = [&self.path("firecracker"), "--no-api", "--config-file", &path].map(ToOwned::to_owned);
-        Ok(Subject { name: format!("Firecracker, {engine}"), is_peer: engine == "Sync", command: words.into() })
+        Ok(Subject { name: format!("Firecracker, {engine}"), is_peer: true, command: words.into() })
     }
 }
