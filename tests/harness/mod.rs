@@ -3,6 +3,7 @@
 pub(crate) mod case;
 pub(crate) mod cgroup;
 pub(crate) mod command;
+mod emulator;
 pub(crate) mod initramfs;
 pub(crate) mod installed;
 pub(crate) mod leftovers;

@@ -4,6 +4,7 @@
 //! - Elsewhere: cases without a microVM run here, on this host's cgroups; then one lab is started, in which this very
 //!   program runs once more with the same filter: the microVMs, and the containers again, on the lab's pure cgroup v2.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use libtest_mimic::Arguments;
 
 use super::case::{self, Case, Isolation};
-use super::{installed, rootfs};
+use super::{emulator, installed, rootfs};
 
 /// Set in the lab, so that the program knows that it is there.
 const IN_LAB: &str = "AMPHI_TEST_IN_LAB";
@@ -101,9 +102,37 @@ fn script() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/resources/lab/lab"))
 }
 
-/// Runs this program again in the lab and returns its status.
+/// Runs this program again in the lab and returns its status. Failures that may be the emulator's are tried again.
 fn lab() -> ExitCode {
     println!("\nin the lab:");
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let folder = match tempfile::tempdir() {
+        Ok(folder) => folder,
+        Err(error) => {
+            eprintln!("error: a temporary folder: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let first = lab_with(&arguments, folder.path());
+    let repeated = emulator::to_repeat(&folder.path().join("failures"));
+    if first == ExitCode::SUCCESS || repeated.is_empty() {
+        return first;
+    }
+    for name in &repeated {
+        println!(
+            "\nREPEATED: {name} failed as it does when the emulator loses a guest's state; once more in a fresh lab:"
+        );
+        let again = lab_with(&["--exact".into(), name.into(), "--include-ignored".into()], folder.path());
+        if again != ExitCode::SUCCESS {
+            return again;
+        }
+    }
+    println!("\nREPEATED, and passed the second time: {}", repeated.join(", "));
+    ExitCode::SUCCESS
+}
+
+/// Runs this program in a lab, with `arguments`; it notes failures in `folder`.
+fn lab_with(arguments: &[OsString], folder: &Path) -> ExitCode {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => {
@@ -119,9 +148,12 @@ fn lab() -> ExitCode {
         .args(["--pdeathsig", "TERM", "--"])
         .arg(script())
         .args(["--memory", LAB_MEMORY_MIB, "--timeout", LAB_SECONDS, "--env", &format!("{IN_LAB}=1")])
-        .args(["--env", "CI", "--env", "RUST_BACKTRACE", "--env", &data_home, "--"])
+        .args(["--env", "CI", "--env", "RUST_BACKTRACE", "--env", &data_home])
+        .args(["--env", &format!("{}={}", emulator::NOTES, folder.join("failures").display())])
+        .arg("--writable")
+        .args([folder.as_os_str(), "--".as_ref()])
         .arg(program)
-        .args(std::env::args_os().skip(1))
+        .args(arguments)
         .stdin(Stdio::null())
         .status();
     match status {
