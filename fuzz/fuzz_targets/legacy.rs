@@ -28,6 +28,7 @@ struct Power;
 impl PowerEvents for Power {
     fn power_off(&self) {}
     fn reset(&self) {}
+    fn panicked(&self) {}
 }
 
 fuzz_target!(|bytes: &[u8]| {
