@@ -40,6 +40,7 @@ pub fn install(store: &Store, source: &Source, progress: &mut dyn FnMut(Progress
     let (packages, files, work) = match source {
         Source::File(path) => {
             let (sha256, _) = hash_file(path)?;
+            let sha256 = key(&sha256);
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
             ((name, sha256), vec![path.clone()], locked.workspace()?)
         }
@@ -85,7 +86,12 @@ fn describe(packages: &[Package]) -> (String, String) {
         [one] => one.sha256.clone(),
         all => hex(&Sha256::digest(all.iter().map(|p| p.sha256.as_str()).collect::<Vec<_>>().join(" "))),
     };
-    (names.join(" "), sha256)
+    (names.join(" "), key(&sha256))
+}
+
+/// By which a package is known that was installed: other modules wanted of it make it another one.
+fn key(sha256: &str) -> String {
+    hex(&Sha256::digest(format!("{sha256}\n{}", modules::WANTED.join("\n"))))
 }
 
 fn download(

@@ -80,16 +80,17 @@ impl Kernel {
         }
     }
 
-    /// The uncompressed module files that provide `names` and what they depend on, in loading order.
+    /// The uncompressed module files that provide `names`, and `optional` ones as far as they are there, with what they
+    /// depend on, in loading order.
     /// A name that is built into the kernel needs no file; a kernel of which amphi knows no modules is taken
     /// to have everything built in.
     ///
     /// # Errors
-    /// The kernel neither has the module nor has it built in.
-    pub fn modules_for(&self, names: &[&str]) -> Result<Vec<PathBuf>, KernelError> {
+    /// The kernel neither has a module of `names` nor has it built in.
+    pub fn modules_for(&self, names: &[&str], optional: &[&str]) -> Result<Vec<PathBuf>, KernelError> {
         let Some(directory) = &self.modules else { return Ok(Vec::new()) };
         let release = || self.release.clone().unwrap_or_else(|| self.image.display().to_string());
-        modules::loading_order(directory, names, release)
+        modules::loading_order(directory, names, optional, release)
     }
 }
 

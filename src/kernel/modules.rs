@@ -16,7 +16,7 @@ use super::payload::{Compression, decoder};
 /// Larger than any module that a distribution ships, uncompressed, in bytes.
 const MODULE_MAX: u64 = 64 << 20;
 /// Below these a module may be of use in a virtual machine without PCI; a name ending in `/` is a directory.
-const WANTED: [&str; 42] = [
+pub(super) const WANTED: [&str; 44] = [
     "arch/x86/crypto/",
     "crypto/",
     "lib/",
@@ -29,6 +29,7 @@ const WANTED: [&str; 42] = [
     "drivers/char/virtio_console",
     "drivers/dax/",
     "drivers/md/dm-",
+    "drivers/misc/pvpanic/pvpanic-mmio",
     "drivers/net/bonding/",
     "drivers/net/dummy",
     "drivers/net/macvlan",
@@ -43,6 +44,7 @@ const WANTED: [&str; 42] = [
     "drivers/ptp/ptp_kvm",
     "drivers/virt/vmgenid",
     "drivers/virtio/",
+    "drivers/watchdog/wdat_wdt",
     "fs/binfmt_misc",
     "fs/btrfs/",
     "fs/erofs/",
@@ -255,17 +257,19 @@ fn in_order<'a>(name: &'a str, before: &HashMap<&'a str, Vec<&'a str>>) -> Vec<&
     order
 }
 
-/// The files in `directory` that provide `names`, in loading order, each once.
+/// The files in `directory` that provide `names` and, as far as they are there, `optional`, in loading order, each once.
 pub(super) fn loading_order(
     directory: &Path,
     names: &[&str],
+    optional: &[&str],
     release: impl Fn() -> String,
 ) -> Result<Vec<PathBuf>, KernelError> {
     let index = directory.join("modules.dep");
     let dep = fs::read_to_string(&index).map_err(KernelError::store("read", &index))?;
     let mut builtin = None;
     let mut order: Vec<&str> = Vec::new();
-    for name in names {
+    let all = names.iter().map(|name| (name, true)).chain(optional.iter().map(|name| (name, false)));
+    for (name, required) in all {
         let wanted = name.replace('-', "_");
         let line = dep.lines().filter_map(|line| line.split_once(':')).find(|(path, _)| is_named(path, &wanted));
         if let Some((path, needs)) = line {
@@ -274,6 +278,9 @@ pub(super) fn loading_order(
                     order.push(file);
                 }
             }
+            continue;
+        }
+        if !required {
             continue;
         }
         let list = match &builtin {

@@ -52,7 +52,7 @@ fn extracts_every_compression() {
         let found = home.resolve(&bz_image(&compress(compression, &elf))).unwrap();
         assert_eq!(fs::read(&found.image).unwrap(), elf, "{compression}");
         assert_eq!(found.release.as_deref(), Some("1.2.3-test"));
-        assert!(found.modules_for(&["virtio_blk"]).unwrap().is_empty());
+        assert!(found.modules_for(&["virtio_blk"], &[]).unwrap().is_empty());
     }
 }
 
@@ -206,10 +206,10 @@ fn installs_from_a_package_file_and_finds_it_by_name() {
     let found = Kernel::resolve_in(&home.store(), None).unwrap();
     assert_eq!(fs::read(&found.image).unwrap(), elf);
     assert_eq!(
-        found.modules_for(&["fuse", "ext4"]).unwrap(),
+        found.modules_for(&["fuse", "ext4"], &["xfs"]).unwrap(),
         [found.modules.clone().unwrap().join("kernel/fs/fuse/fuse.ko")]
     );
-    assert!(found.modules_for(&["xfs"]).is_err());
+    assert!(found.modules_for(&["xfs"], &[]).is_err());
 
     let inspection = inspect::inspect(&home.store(), Path::new("6.12")).unwrap();
     assert_eq!(inspection.evidence, inspect::Evidence::Package);

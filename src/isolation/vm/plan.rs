@@ -65,7 +65,8 @@ impl Plan {
         }
         wanted.extend(root.modules());
         wanted.extend(spec.vm.devices.modules());
-        let modules = kernel.modules_for(&wanted)?;
+        // By which a panic is reported as such. Kernels that were installed before amphi took it along have it not.
+        let modules = kernel.modules_for(&wanted, &["pvpanic_mmio"])?;
         let init = init_spec(spec, &root);
         let (tree, root_disk) = match root {
             GuestRoot::Inline(tree) => (Some(tree), None),

@@ -31,7 +31,7 @@ impl Package {
     }
 
     fn order(&self, names: &[&str]) -> Vec<String> {
-        let files = loading_order(&self.kept(), names, || "r".to_owned()).unwrap();
+        let files = loading_order(&self.kept(), names, &[], || "r".to_owned()).unwrap();
         files.iter().map(|file| name_of(file.strip_prefix(self.kept()).unwrap().to_str().unwrap())).collect()
     }
 }
@@ -55,7 +55,7 @@ fn orders_modules_after_what_they_depend_on() {
     let alias = fs::read_to_string(package.kept().join("modules.alias")).unwrap();
     assert_eq!(alias, "alias acpi*:LNRO0005:* virtio_mmio\n");
     // What was compressed is not any more.
-    let file = &loading_order(&package.kept(), &["virtio_mmio"], String::new).unwrap()[2];
+    let file = &loading_order(&package.kept(), &["virtio_mmio"], &["no_such"], String::new).unwrap()[2];
     assert_eq!(fs::read(file).unwrap(), module(VIRTIO[2].1));
 }
 
@@ -64,9 +64,9 @@ fn needs_no_file_for_what_is_built_in_and_refuses_what_is_not_there() {
     let package = Package::new(&VIRTIO);
     keep(&package.unpacked(), &package.kept()).unwrap();
     assert!(package.order(&["ext4", "b_c", "b-c"]).is_empty());
-    let error = loading_order(&package.kept(), &["virtio", "snd_far"], || "6.1".to_owned()).unwrap_err();
+    let error = loading_order(&package.kept(), &["virtio", "snd_far"], &[], || "6.1".to_owned()).unwrap_err();
     assert!(matches!(&error, KernelError::NoModule { module, .. } if module == "snd_far"), "{error}");
-    assert!(loading_order(&package.kept(), &["ext"], String::new).is_err());
+    assert!(loading_order(&package.kept(), &["ext"], &[], String::new).is_err());
 }
 
 #[test]
