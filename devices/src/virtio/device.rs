@@ -49,6 +49,9 @@ pub trait VirtioDevice: Send {
     /// Stops the work and forgets the queues: guest memory is not touched any more once this returns.
     /// Afterwards the device may be activated again.
     fn reset(&mut self);
+    /// Waits for the requests that the host is carrying out, and hands them back to the driver. New ones are not taken before
+    /// the event loop calls the device again. Called on the event loop's thread, while no vCPU runs.
+    fn quiesce(&mut self) {}
 }
 
 /// A device that lives on two threads: vCPUs reach it through its transport, an event loop through the clone
@@ -74,5 +77,8 @@ impl<D: VirtioDevice> VirtioDevice for Arc<Mutex<D>> {
     }
     fn reset(&mut self) {
         self.lock().unwrap_or_else(PoisonError::into_inner).reset();
+    }
+    fn quiesce(&mut self) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).quiesce();
     }
 }

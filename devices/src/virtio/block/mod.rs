@@ -223,6 +223,14 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.stop();
     }
+
+    fn quiesce(&mut self) {
+        let Some(handler) = &mut self.handler else { return };
+        if let Err(error) = handler.finish(&mut self.backend) {
+            handler.interrupt.fail(&error);
+            self.stop();
+        }
+    }
 }
 
 impl Drop for Block {

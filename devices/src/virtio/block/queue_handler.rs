@@ -83,6 +83,23 @@ impl QueueHandler {
         result
     }
 
+    /// Takes nothing more, waits for what is under way, and tells the driver of its end.
+    ///
+    /// # Errors
+    /// As for [`process`](Self::process).
+    pub(super) fn finish(&mut self, backend: &mut Backend) -> Result<(), Fault> {
+        let before = self.queue.next_used();
+        self.exchange(backend)?;
+        while let Some(ring) = backend.ring.as_mut().filter(|ring| !ring.is_empty()) {
+            ring.wait();
+            self.exchange(backend)?;
+        }
+        if self.queue.next_used() != before && self.queue.needs_notification(&self.memory)? {
+            self.interrupt.signal_used_queue();
+        }
+        Ok(())
+    }
+
     fn carry_out(&mut self, backend: &mut Backend) -> Result<bool, Fault> {
         let (mut requests, mut bytes) = (self.queue.size(), BYTES_A_TURN);
         loop {

@@ -145,16 +145,26 @@ impl Ring {
         Some((u16::try_from(entry.user_data()).ok()?, entry.result()))
     }
 
+    /// Whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// Waits until one more request has ended, or part of one.
+    pub(super) fn wait(&mut self) {
+        if let Err(error) = self.ring.submit_and_wait(1)
+            && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+        {
+            // Nothing is known to cause this; and the guest's memory cannot be let go before the kernel is done with it.
+            log::error!("cannot wait for a disk's requests: {error}");
+            std::thread::sleep(RETRY);
+        }
+    }
+
     /// Waits until nothing is under way, and forgets what has ended.
     pub(super) fn drain(&mut self) {
-        while self.in_flight > 0 {
-            if let Err(error) = self.ring.submit_and_wait(1)
-                && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
-            {
-                // Nothing is known to cause this; and the guest's memory cannot be let go before the kernel is done with it.
-                log::error!("cannot wait for a disk's requests: {error}");
-                std::thread::sleep(RETRY);
-            }
+        while !self.is_empty() {
+            self.wait();
             while let Some((head, _)) = self.next_completion() {
                 self.in_flight -= usize::from(self.slots[usize::from(head)].work.take().is_some());
             }

@@ -79,6 +79,11 @@ impl MmioTransport {
         &self.queue_events
     }
 
+    /// Has the device hand back what the host is carrying out for it (see [`VirtioDevice::quiesce`]).
+    pub fn quiesce(&mut self) {
+        self.device.quiesce();
+    }
+
     fn status(&self) -> u32 {
         self.interrupt.status.load(Ordering::Acquire)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use amphi_devices::virtio::block::Engine;
 
 use super::{DATA, HEADER, IN, IOERR, OK, OUT, STATUS_BYTE, block, file, put_header, request};
-use crate::guest::{Guest, NEEDS_RESET, NOTIFY, STATUS, readable, writable};
+use crate::guest::{F_EVENT_IDX, Guest, NEEDS_RESET, NOTIFY, STATUS, readable, writable};
 
 const MIB: u32 = 1 << 20;
 /// Of requests that each read a mebibyte to the same place.
@@ -48,6 +48,22 @@ fn a_reset_waits_for_them() {
         guest.run();
         guest.start(0);
         assert_eq!(request(&mut guest, IN, 3, &[writable(DATA, 512)]), (OK, 513), "it works again");
+    }
+}
+
+#[test]
+fn a_monitor_that_wants_quiet_gets_it_and_the_driver_its_requests() {
+    let mut guest = guest(0xab);
+    guest.start(F_EVENT_IDX);
+    for _ in 0..10 {
+        offer_reads(&mut guest);
+        guest.transport.quiesce();
+        for _ in 0..REQUESTS {
+            assert_eq!(guest.used(0).map(|(_, written)| written), Some(MIB + 1));
+        }
+        assert!(guest.interrupted());
+        nothing_is_written(&guest);
+        assert_eq!(request(&mut guest, IN, 3, &[writable(DATA, 512)]), (OK, 513), "it works on");
     }
 }
 
