@@ -21,6 +21,7 @@ mod lifecycle;
 mod limits;
 mod network;
 mod parity;
+mod pause;
 mod process;
 mod streams;
 mod stress;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         library::cases(),
         network::cases(),
         parity::cases(),
+        pause::cases(),
         vsock::cases(),
         balloon::cases(),
         stress::cases(),

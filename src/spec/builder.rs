@@ -217,11 +217,11 @@ impl RunSpecBuilder {
     /// Adds a disk after those there are. MicroVMs only.
     #[must_use]
     pub fn disk(mut self, disk: DiskSpec) -> Self {
-        self.spec.vm.disks.push(disk);
+        self.spec.vm.devices.disks.push(disk);
         self
     }
 
-    /// Devices beyond those that every microVM has. MicroVMs only.
+    /// Devices beyond those that every microVM has, instead of those named before. MicroVMs only.
     #[must_use]
     pub fn devices(mut self, devices: VmDevices) -> Self {
         self.spec.vm.devices = devices;
@@ -247,7 +247,7 @@ impl RunSpecBuilder {
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
-        self.spec.vm.disks.iter().try_for_each(check_disk)?;
+        self.spec.vm.devices.check()?;
         Ok(self.spec)
     }
 }
@@ -307,11 +307,6 @@ pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
         return Err(SpecError::KernelArgument(argument.to_owned()));
     }
     Ok(())
-}
-
-/// Refuses a disk whose settings make no sense.
-pub(crate) fn check_disk(disk: &DiskSpec) -> Result<(), SpecError> {
-    disk.check().map_err(|source| SpecError::Disk { path: disk.path.clone(), source })
 }
 
 /// Refuses a network whose settings make no sense together.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 pub use balloon::{Balloon, ParseBalloonError};
 pub use builder::{RunSpecBuilder, SpecError};
-pub(crate) use builder::{check_disk, check_kernel_argument, check_memory, check_network, host_memory};
+pub(crate) use builder::{check_kernel_argument, check_memory, check_network, host_memory};
 pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
 pub use network::{
     Link, LinkLimits, MacAddress, Network, ParseMacError, ParseNetworkError, ParsePortError, PortMapping, Protocol,
@@ -90,8 +90,6 @@ pub struct VmOptions {
     pub kernel: Option<PathBuf>,
     /// Arguments added at the end of the kernel's command line.
     pub kernel_args: Vec<String>,
-    /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
-    pub disks: Vec<DiskSpec>,
     /// Devices beyond those that every microVM has.
     pub devices: VmDevices,
 }

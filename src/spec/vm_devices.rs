@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::Balloon;
+use super::builder::SpecError;
+use super::{Balloon, DiskSpec};
 
 /// The devices of a microVM beyond those that every one has. A container has no devices of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmDevices {
+    /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
+    pub disks: Vec<DiskSpec>,
     /// A socket device.
     pub vsock: Option<Vsock>,
     /// A memory balloon.
@@ -15,9 +18,27 @@ pub struct VmDevices {
 }
 
 impl VmDevices {
+    /// The option that asks for the first of these devices; `None` where none is asked for.
+    pub(crate) fn first_option(&self) -> Option<&'static str> {
+        [("--disk", !self.disks.is_empty()), ("--vsock", self.vsock.is_some()), ("--balloon", self.balloon.is_some())]
+            .into_iter()
+            .find_map(|(option, asked)| asked.then_some(option))
+    }
+
+    /// Refuses devices whose settings make no sense.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        for disk in &self.disks {
+            disk.check().map_err(|source| SpecError::Disk { path: disk.path.clone(), source })?;
+        }
+        Ok(())
+    }
+
     /// The kernel modules that drive these devices, for kernels that have them as modules.
     pub(crate) fn modules(&self) -> Vec<&'static str> {
         let mut modules = Vec::new();
+        if !self.disks.is_empty() {
+            modules.push("virtio_blk");
+        }
         if self.vsock.is_some() {
             modules.push("vmw_vsock_virtio_transport");
         }
@@ -101,6 +122,14 @@ impl FromStr for Vsock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_found_and_has_its_modules() {
+        assert_eq!(VmDevices::default().first_option(), None);
+        assert!(VmDevices::default().modules().is_empty());
+        let devices = VmDevices { balloon: Some(Balloon::new()), ..VmDevices::default() };
+        assert_eq!((devices.first_option(), devices.modules()), (Some("--balloon"), vec!["virtio_balloon"]));
+    }
 
     #[test]
     fn a_socket_is_a_path_and_perhaps_an_address() {

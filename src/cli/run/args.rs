@@ -159,7 +159,7 @@ impl RunArgs {
 
     /// The devices asked for, beyond those that every microVM has.
     pub(super) fn devices(&self) -> VmDevices {
-        VmDevices { vsock: self.vsock.clone(), balloon: self.balloon }
+        VmDevices { disks: self.disk.clone(), vsock: self.vsock.clone(), balloon: self.balloon }
     }
 
     /// Whether keys go to the command one by one, instead of lines that the terminal has edited.

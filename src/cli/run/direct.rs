@@ -34,7 +34,6 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         arguments: args.kernel_arg.clone(),
         vcpus,
         memory,
-        disks: args.disk.clone(),
         network: args.network(),
         devices: args.devices(),
     };

@@ -129,9 +129,6 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     for argument in &args.kernel_arg {
         builder = builder.kernel_arg(argument);
     }
-    for disk in &args.disk {
-        builder = builder.disk(disk.clone());
-    }
     Ok(builder.devices(args.devices()).build()?)
 }
 

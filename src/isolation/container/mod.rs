@@ -101,8 +101,8 @@ impl Isolation for ContainerIsolation {
         if !spec.vm.kernel_args.is_empty() {
             return Err(ContainerError::VmOnly("--kernel-arg").into());
         }
-        if !spec.vm.disks.is_empty() {
-            return Err(ContainerError::VmOnly("--disk").into());
+        if let Some(option) = spec.vm.devices.first_option() {
+            return Err(ContainerError::VmOnly(option).into());
         }
         if !spec.network.is_none() {
             return Err(ContainerError::Network.into());

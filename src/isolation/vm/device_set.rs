@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use amphi_devices::legacy::PowerEvents;
 use amphi_devices::legacy::panic::{PANIC_SIZE, PanicRegister};
@@ -57,7 +57,7 @@ pub(super) struct SerialConsole {
 pub(super) struct DeviceSet {
     buses: Arc<Buses>,
     events: EventLoop,
-    virtio_count: u8,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
     extra: Extra,
 }
 
@@ -76,8 +76,14 @@ impl DeviceSet {
         devices: Devices,
         power: Arc<dyn PowerEvents>,
     ) -> Result<Self, VmError> {
-        let mut builder =
-            Builder { vm, memory, ports: Bus::new(), mmio: Bus::new(), subscribers: Vec::new(), virtio_count: 0 };
+        let mut builder = Builder {
+            vm,
+            memory,
+            ports: Bus::new(),
+            mmio: Bus::new(),
+            subscribers: Vec::new(),
+            transports: Vec::new(),
+        };
         builder.add_serial(devices.serial)?;
         let registers = Arc::new(Mutex::new(PowerControl::new(Arc::clone(&power))));
         builder.add_port(u64::from(layout::POWER_PORT), POWER_SIZE, registers)?;
@@ -100,14 +106,15 @@ impl DeviceSet {
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
             events: EventLoop::new(builder.subscribers)?,
-            virtio_count: builder.virtio_count,
+            transports: builder.transports,
             extra,
         })
     }
 
     /// The number of virtio-mmio devices.
     pub(super) fn virtio_count(&self) -> u8 {
-        self.virtio_count
+        // There are at most as many as there are interrupt lines.
+        u8::try_from(self.transports.len()).unwrap_or(u8::MAX)
     }
 
     /// The balloon, if there is one.
@@ -122,7 +129,23 @@ impl DeviceSet {
 
     /// Starts the event loop. `on_failure` is called where it cannot go on.
     pub(super) fn start(&self, on_failure: impl FnOnce(VmError) + Send + 'static) -> Result<(), VmError> {
-        self.events.start(on_failure)
+        let transports = self.transports.clone();
+        let quiesce = move || {
+            for transport in &transports {
+                transport.lock().unwrap_or_else(PoisonError::into_inner).quiesce();
+            }
+        };
+        self.events.start(quiesce, on_failure)
+    }
+
+    /// Has all devices rest, and returns when nothing is under way. Meanwhile vCPUs must be out of the guest.
+    pub(super) fn pause(&self) {
+        self.events.pause();
+    }
+
+    /// Lets devices work on.
+    pub(super) fn resume(&self) {
+        self.events.resume();
     }
 
     /// Delivers what is still under way, and ends the event loop.
@@ -161,7 +184,7 @@ struct Builder<'a> {
     ports: Bus,
     mmio: Bus,
     subscribers: Vec<Subscriber>,
-    virtio_count: u8,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
 }
 
 impl Builder<'_> {
@@ -217,11 +240,10 @@ impl Builder<'_> {
     where
         D: VirtioDevice + MutEventSubscriber + 'static,
     {
-        let index = self.virtio_count;
-        let gsi = layout::VIRTIO_GSI + u32::from(index);
-        if gsi > layout::LAST_GSI {
+        let place = u32::try_from(self.transports.len()).ok().map(|index| (index, layout::VIRTIO_GSI + index));
+        let Some((index, gsi)) = place.filter(|&(_, gsi)| gsi <= layout::LAST_GSI) else {
             return Err(VmError::Unsupported("a microVM has at most 19 virtio devices".to_owned()));
-        }
+        };
         let base = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_LEN;
         let line = self.interrupt(gsi, notify)?;
         let device = Arc::new(Mutex::new(device));
@@ -233,9 +255,10 @@ impl Builder<'_> {
                 self.vm.register_ioevent(event, &address, queue).map_err(VmError::kvm("attach a queue's event"))?;
             }
         }
-        self.add_memory(base, layout::VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))?;
+        let transport = Arc::new(Mutex::new(transport));
+        self.add_memory(base, layout::VIRTIO_MMIO_LEN, Arc::clone(&transport) as Arc<Mutex<dyn BusDevice>>)?;
+        self.transports.push(transport);
         self.subscribers.push(Arc::clone(&device) as Subscriber);
-        self.virtio_count += 1;
         Ok(device)
     }
 }

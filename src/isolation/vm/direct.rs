@@ -13,13 +13,13 @@ use super::device_set::{Devices, SerialConsole};
 use super::disks::Disk;
 use super::error::VmError;
 use super::load::Initrd;
-use super::machine::{Machine, MachineConfig, MachineExit, Stopper};
+use super::machine::{Machine, MachineConfig};
 use super::memory;
-use super::network::{self, NetworkError};
-use super::passt::Passt;
+use super::network::{self, Connection};
+use super::state::{MachineExit, Stopper};
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
-use crate::spec::{self, DiskSpec, MemorySize, Network, VmDevices};
+use crate::spec::{self, MemorySize, Network, VmDevices};
 
 /// The command line where the user gives none: the console on COM1, and an end instead of a wait after a panic.
 pub const DEFAULT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1";
@@ -41,8 +41,6 @@ pub struct DirectBoot {
     pub vcpus: u8,
     /// The guest's RAM.
     pub memory: MemorySize,
-    /// The disks, in the order in which the guest sees them.
-    pub disks: Vec<DiskSpec>,
     /// The network that the guest's first interface is in. The guest sets it up by itself; in a `user` network, there
     /// is DHCP.
     pub network: Network,
@@ -73,15 +71,12 @@ impl DirectBoot {
         let (created, first_instruction) = (Stamp::default(), Arc::default());
         spec::check_memory(self.memory, spec::host_memory())?;
         self.arguments.iter().try_for_each(|argument| spec::check_kernel_argument(argument))?;
-        self.disks.iter().try_for_each(spec::check_disk)?;
+        self.devices.check()?;
         let kernel = Kernel::resolve(Some(&self.kernel))?;
-        let disks = self.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
+        let disks = self.devices.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
         let initrd = self.initrd.as_deref().map(InitrdFile::open).transpose()?;
         spec::check_network(&self.network)?;
-        let (network, mut passt) = match network::connect(&self.network)? {
-            Some(connected) => (Some(connected.device), connected.passt),
-            None => (None, None),
-        };
+        let (network, mut connection) = network::connect(&self.network)?;
         let command_line = self.command_line();
         let serial = SerialConsole { input: Some(input), output: Box::new(File::from(output)) };
         let machine = Machine::build(
@@ -95,10 +90,10 @@ impl DirectBoot {
             },
             Arc::clone(&first_instruction),
         )?;
-        passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
+        connection.wait_ready()?;
         created.mark();
         machine.start(&action)?;
-        Ok(DirectMachine { machine, _passt: passt, created, first_instruction })
+        Ok(DirectMachine { machine, _network: connection, created, first_instruction })
     }
 
     fn command_line(&self) -> String {
@@ -114,8 +109,7 @@ impl DirectBoot {
 /// A machine that a [`DirectBoot`] has started. Dropping it ends the guest.
 pub struct DirectMachine {
     machine: Machine,
-    /// After the machine, whose end ends it.
-    _passt: Option<Passt>,
+    _network: Connection,
     created: Stamp,
     first_instruction: Arc<Stamp>,
 }
@@ -206,7 +200,6 @@ mod tests {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             vcpus: 1,
             memory: MemorySize::from_mib(128),
-            disks: Vec::new(),
             network: Network::None,
             devices: VmDevices::default(),
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use amphi_guest_init::MessageError;
 
 use super::kernel_image::KernelImageError;
-use super::machine::MachineExit;
 use super::network::NetworkError;
+use super::state::MachineExit;
 use crate::host::kvm::KvmStatus;
 use crate::image::DiskError;
 use crate::kernel::KernelError;

@@ -1,7 +1,6 @@
 //! The thread on which all devices of a machine do their queue work.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,25 +23,83 @@ const LAST_TIME: Duration = Duration::from_secs(1);
 pub(super) struct EventLoop {
     waiting: Mutex<Option<EventManager<Subscriber>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    stop: EventFd,
+    control: Arc<Control>,
 }
 
-/// Watches the eventfd that ends the loop.
-struct StopSubscriber {
+/// What the loop's thread is to do, and what it does.
+struct Control {
+    /// Rung when there is something new in `wanted`.
     event: EventFd,
-    stopped: Arc<AtomicBool>,
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
 }
 
-impl MutEventSubscriber for StopSubscriber {
+#[derive(Default)]
+struct Wanted {
+    stopped: bool,
+    paused: bool,
+    /// Whether the thread rests.
+    parked: bool,
+    /// Whether there is no thread, or none any more.
+    gone: bool,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, set: impl FnOnce(&mut Wanted)) {
+        set(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(&self, wanted: MutexGuard<'a, Wanted>) -> MutexGuard<'a, Wanted> {
+        self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On the loop's thread: rests as long as that is wanted.
+    fn obey(&self, quiesce: impl FnOnce()) {
+        let mut wanted = self.lock();
+        if wanted.paused && !wanted.stopped {
+            drop(wanted);
+            quiesce();
+            wanted = self.lock();
+            wanted.parked = true;
+            self.changed.notify_all();
+            while wanted.paused && !wanted.stopped {
+                wanted = self.wait(wanted);
+            }
+            wanted.parked = false;
+        }
+    }
+}
+
+/// Obeys those who stop and pause the loop.
+struct ControlSubscriber {
+    control: Arc<Control>,
+    quiesce: Box<dyn Fn() + Send>,
+}
+
+impl MutEventSubscriber for ControlSubscriber {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        let _ = self.event.read();
-        self.stopped.store(true, Ordering::Relaxed);
+        let _ = self.control.event.read();
+        self.control.obey(&self.quiesce);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.event, EventSet::IN)) {
+        if let Err(error) = ops.add(Events::new(&self.control.event, EventSet::IN)) {
             log::error!("the event loop cannot watch its stop event: {error}");
         }
+    }
+}
+
+/// Tells that the loop's thread is gone, however it ends.
+struct Gone(Arc<Control>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.set(|wanted| wanted.gone = true);
     }
 }
 
@@ -71,25 +128,34 @@ impl EventLoop {
         for subscriber in subscribers {
             manager.add_subscriber(subscriber);
         }
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an eventfd"))?;
-        Ok(Self { waiting: Mutex::new(Some(manager)), thread: Mutex::default(), stop })
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an eventfd"))?;
+        let wanted = Mutex::new(Wanted { gone: true, ..Wanted::default() });
+        let control = Arc::new(Control { event, wanted, changed: Condvar::new() });
+        Ok(Self { waiting: Mutex::new(Some(manager)), thread: Mutex::default(), control })
     }
 
-    /// Starts the loop's thread. `on_failure` is called where it cannot go on, so that devices do nothing any more.
-    pub(super) fn start(&self, on_failure: impl FnOnce(VmError) + Send + 'static) -> Result<(), VmError> {
+    /// Starts the loop's thread. `quiesce` is called on it before it rests; `on_failure` where it cannot go on, so that devices
+    /// do nothing any more.
+    pub(super) fn start(
+        &self,
+        quiesce: impl Fn() + Send + 'static,
+        on_failure: impl FnOnce(VmError) + Send + 'static,
+    ) -> Result<(), VmError> {
         let manager = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut manager) = manager else { return Ok(()) };
-        let stopped = Arc::new(AtomicBool::new(false));
-        let event = self.stop.try_clone().map_err(VmError::host("duplicate an eventfd"))?;
-        manager.add_subscriber(Arc::new(Mutex::new(StopSubscriber { event, stopped: Arc::clone(&stopped) })) as Subscriber);
+        let control = Arc::clone(&self.control);
+        let obeying = ControlSubscriber { control: Arc::clone(&control), quiesce: Box::new(quiesce) };
+        manager.add_subscriber(Arc::new(Mutex::new(obeying)) as Subscriber);
         let on_failure = OnFailure(Some(on_failure));
+        control.lock().gone = false;
+        let gone = Gone(Arc::clone(&control));
         let body = move || {
-            let mut on_failure = on_failure;
+            let (mut on_failure, _gone) = (on_failure, gone);
             if let Err(error) = seccomp::confine_devices() {
                 on_failure.call(VmError::host("confine the devices' thread")(error.into()));
                 return;
             }
-            while !stopped.load(Ordering::Relaxed) {
+            while !control.lock().stopped {
                 if let Err(error) = manager.run() {
                     on_failure.call(VmError::Failed(format!("the devices' event loop failed: {error}")));
                     return;
@@ -111,11 +177,27 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Has the loop's thread call its `quiesce`, and rest. Returns when it does, or is gone.
+    pub(super) fn pause(&self) {
+        self.control.set(|wanted| wanted.paused = true);
+        let _ = self.control.event.write(1);
+        let mut wanted = self.control.lock();
+        while !(wanted.parked || wanted.gone || wanted.stopped) {
+            wanted = self.control.wait(wanted);
+        }
+    }
+
+    /// Lets the loop's thread work on.
+    pub(super) fn resume(&self) {
+        self.control.set(|wanted| wanted.paused = false);
+    }
+
     /// Ends the loop after a last round, and waits for its thread.
     pub(super) fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            let _ = self.stop.write(1);
+            self.control.set(|wanted| wanted.stopped = true);
+            let _ = self.control.event.write(1);
             let _ = thread.join();
         }
     }
@@ -147,7 +229,7 @@ mod tests {
             let faulty = Faulty(event.try_clone().unwrap());
             let events = EventLoop::new(vec![Arc::new(Mutex::new(faulty))]).unwrap();
             let (sender, receiver) = mpsc::channel();
-            events.start(move |error| sender.send(error).unwrap()).unwrap();
+            events.start(|| {}, move |error| sender.send(error).unwrap()).unwrap();
             if dies {
                 event.write(1).unwrap();
                 let error = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -156,5 +238,46 @@ mod tests {
             events.stop();
             assert!(receiver.recv().is_err(), "nothing else is reported");
         }
+    }
+
+    /// Counts its events.
+    struct Counter(EventFd, mpsc::Sender<()>);
+
+    impl MutEventSubscriber for Counter {
+        fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+            self.0.read().unwrap();
+            self.1.send(()).unwrap();
+        }
+
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_paused_loop_serves_nothing_until_it_is_resumed_or_stopped() {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ((sender, served), (quiesced, quiet)) = (mpsc::channel(), mpsc::channel());
+        let counter = Counter(event.try_clone().unwrap(), sender);
+        let events = EventLoop::new(vec![Arc::new(Mutex::new(counter))]).unwrap();
+        events.pause();
+        events.resume();
+        events.start(move || quiesced.send(()).unwrap(), |error| panic!("{error}")).unwrap();
+        for _ in 0..100 {
+            events.pause();
+            quiet.try_recv().unwrap();
+            event.write(1).unwrap();
+            std::thread::yield_now();
+            assert!(served.try_recv().is_err(), "it is paused");
+            events.pause();
+            events.resume();
+            served.recv_timeout(Duration::from_secs(10)).unwrap();
+            while quiet.try_recv().is_ok() {}
+        }
+        events.pause();
+        event.write(1).unwrap();
+        events.stop();
+        served.try_recv().expect("what came before the end is served");
+        events.pause();
     }
 }

@@ -8,6 +8,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMma
 use super::error::VmError;
 use super::kernel_image::{self, LoadedKernel};
 use super::x86_64::layout;
+use crate::image::initramfs::Initramfs;
 
 /// An initrd that is written straight into guest memory.
 pub(super) trait Initrd: Sync {
@@ -15,6 +16,22 @@ pub(super) trait Initrd: Sync {
     fn len(&self) -> u64;
     /// Puts all of it at `address`. The memory is there: the caller has checked that [`Initrd::len`] bytes fit.
     fn load(&self, memory: &GuestMemoryMmap, address: u64) -> Result<(), VmError>;
+}
+
+impl Initrd for Initramfs {
+    fn len(&self) -> u64 {
+        self.len()
+    }
+
+    fn load(&self, memory: &GuestMemoryMmap, address: u64) -> Result<(), VmError> {
+        let mut writer = GuestWriter::new(memory, address, self.len());
+        self.write_to(&mut writer).map_err(|error| VmError::Root(Box::new(error)))?;
+        if writer.is_full() {
+            Ok(())
+        } else {
+            Err(VmError::Failed("the initrd changed its length while it was read".to_owned()))
+        }
+    }
 }
 
 /// Puts all three into memory, and returns the kernel, and the initrd's address and length.

@@ -1,18 +1,14 @@
 //! A microVM from its parts to its end: the boot recipe, the threads, and how it stopped.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::thread::RawPthread;
+use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::{fmt, io};
 
 use amphi_devices::legacy::PowerEvents;
 use amphi_devices::virtio::balloon::Balloon;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::GuestMemoryMmap;
 
 use super::device_set::{DeviceSet, Devices};
@@ -21,6 +17,7 @@ use super::kernel_image::LoadedKernel;
 use super::load::{Initrd, load, table_error};
 use super::memory::GuestMemory;
 use super::plan::MAX_VCPUS;
+use super::state::{EndedEvent, MachineExit, MachineState, Outcome, Stopper};
 use super::vcpu;
 use super::x86_64::acpi::{self, Platform};
 use super::x86_64::boot_params::{self, BootInfo};
@@ -28,33 +25,6 @@ use super::x86_64::regs::Entry;
 use super::x86_64::{cpuid, layout, mp_table, regs};
 use crate::host::kvm::{self, KvmStatus};
 use crate::isolation::timeline::Stamp;
-
-/// How a machine came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MachineExit {
-    /// The guest switched the power off through ACPI.
-    PowerOff,
-    /// The guest asked for a reset, through ACPI or the keyboard controller. A microVM does not start again.
-    Reset,
-    /// A vCPU hit a triple fault, which is also the last resort of a kernel that wants a reset.
-    TripleFault,
-    /// The guest's kernel panicked, and said so.
-    Panicked,
-    /// The host stopped the machine.
-    Stopped,
-}
-
-impl fmt::Display for MachineExit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PowerOff => "it switched the power off",
-            Self::Reset => "it asked for a reset",
-            Self::TripleFault => "a vCPU hit a triple fault",
-            Self::Panicked => "the guest's kernel panicked",
-            Self::Stopped => "it was stopped",
-        })
-    }
-}
 
 /// What a machine is made of.
 pub(super) struct MachineConfig<'a> {
@@ -72,102 +42,6 @@ pub(super) struct MachineConfig<'a> {
     pub(super) devices: Devices,
 }
 
-/// What the machine's threads share: whether it has ended, and how.
-pub(super) struct MachineState {
-    ended: AtomicBool,
-    outcome: Mutex<Outcome>,
-    changed: Condvar,
-    /// Readable once the machine has ended, for those who wait for other things as well.
-    event: OwnedFd,
-}
-
-#[derive(Default)]
-struct Outcome {
-    exit: Option<Result<MachineExit, Arc<VmError>>>,
-    vcpus: Vec<RawPthread>,
-}
-
-impl MachineState {
-    pub(super) fn new() -> Result<Self, VmError> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| VmError::host("make an eventfd")(error.into()))?;
-        Ok(Self { ended: AtomicBool::new(false), outcome: Mutex::default(), changed: Condvar::new(), event })
-    }
-
-    /// Whether vCPUs are to leave the guest for good.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    /// Returns when whoever starts the machine is through with that, successfully or not.
-    pub(super) fn wait_for_start(&self) {
-        drop(self.lock());
-    }
-
-    /// Ends the machine. Only the first reason counts.
-    pub(super) fn finish(&self, exit: Result<MachineExit, VmError>) {
-        self.finish_locked(&mut self.lock(), exit);
-    }
-
-    fn finish_locked(&self, outcome: &mut Outcome, exit: Result<MachineExit, VmError>) {
-        if outcome.exit.is_none() {
-            outcome.exit = Some(exit.map_err(Arc::new));
-            self.ended.store(true, Ordering::Release);
-            for &thread in &outcome.vcpus {
-                vcpu::kick(thread);
-            }
-            self.changed.notify_all();
-            // Cannot fail: the counter goes from 0 to 1 once.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl PowerEvents for MachineState {
-    fn power_off(&self) {
-        self.finish(Ok(MachineExit::PowerOff));
-    }
-
-    fn reset(&self) {
-        self.finish(Ok(MachineExit::Reset));
-    }
-
-    fn panicked(&self) {
-        self.finish(Ok(MachineExit::Panicked));
-    }
-}
-
-/// Readable as soon as its machine has ended.
-pub(super) struct EndedEvent(Arc<MachineState>);
-
-impl EndedEvent {
-    /// Whether the machine has ended.
-    pub(super) fn has_ended(&self) -> bool {
-        self.0.has_ended()
-    }
-}
-
-impl AsFd for EndedEvent {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.event.as_fd()
-    }
-}
-
-/// Ends a machine from any thread, whatever its guest does. No effect once it has ended.
-#[derive(Clone)]
-pub struct Stopper(Arc<MachineState>);
-
-impl Stopper {
-    /// Ends the machine.
-    pub fn stop(&self) {
-        self.0.finish(Ok(MachineExit::Stopped));
-    }
-}
-
 /// A machine whose threads run, or are about to.
 pub(super) struct Machine {
     state: Arc<MachineState>,
@@ -175,6 +49,7 @@ pub(super) struct Machine {
     vcpus: Mutex<Vec<VcpuFd>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     first_instruction: Arc<Stamp>,
+    pausing: Mutex<()>,
     kvm: Arc<Kvm>,
     // Dropped last: the VM's slots point into the memory until the VM is closed.
     _vm: Arc<VmFd>,
@@ -219,6 +94,7 @@ impl Machine {
             vcpus: Mutex::new(vcpus),
             threads: Mutex::default(),
             first_instruction,
+            pausing: Mutex::default(),
             kvm: Arc::new(kvm),
             _vm: vm,
             _memory: guest_memory,
@@ -254,7 +130,7 @@ impl Machine {
                 Arc::clone(&self.state),
                 Arc::clone(&self.first_instruction),
             )?;
-            outcome.vcpus.push(id);
+            outcome.add_vcpu(id);
             threads.push(thread);
         }
         Ok(())
@@ -280,6 +156,28 @@ impl Machine {
         Stopper(Arc::clone(&self.state))
     }
 
+    /// Takes all vCPUs out of the guest, and has the devices hand back what is under way and rest. Returns when all of it is
+    /// done, or the machine has ended.
+    ///
+    /// Time goes on for the guest: its clock is told that it was stopped, so that it does not take itself for hung.
+    pub(super) fn pause(&self) {
+        let _one_at_a_time = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.pause();
+        self.devices.pause();
+    }
+
+    /// Undoes [`Machine::pause`].
+    pub(super) fn resume(&self) {
+        let _one_at_a_time = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.devices.resume();
+        self.state.resume();
+    }
+
+    /// Whether the machine is paused.
+    pub(super) fn is_paused(&self) -> bool {
+        self.state.is_paused()
+    }
+
     /// Ends the machine from outside, whatever the guest does.
     pub(super) fn stop(&self) {
         self.state.finish(Ok(MachineExit::Stopped));
@@ -287,20 +185,16 @@ impl Machine {
 
     /// Waits until the machine has ended and its vCPUs are out of the guest, and tells how it ended.
     pub(super) fn wait(&self) -> Result<MachineExit, Arc<VmError>> {
-        let mut outcome = self.state.lock();
-        while outcome.exit.is_none() {
-            outcome = self.state.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(outcome);
+        self.state.wait_for_end();
         self.join();
-        let exit = self.state.lock().exit.clone().unwrap_or(Ok(MachineExit::Stopped));
+        let exit = self.state.exit().unwrap_or(Ok(MachineExit::Stopped));
         // This is how ordinary kernels end on a host whose KVM emulates ring 0.
         if let Err(error) = &exit
             && matches!(**error, VmError::KvmInternal { .. })
             && let Some(status) = self.no_kernel_runs()
         {
             let explained = Err(Arc::new(VmError::NoKvm(status)));
-            self.state.lock().exit = Some(explained.clone());
+            self.state.explain(explained.clone());
             return explained;
         }
         exit
@@ -312,7 +206,7 @@ impl Machine {
             // A vCPU's thread has nothing to report but its panic, and that is on standard error already.
             let _ = thread.join();
         }
-        self.state.lock().vcpus.clear();
+        self.state.forget_vcpus();
         self.devices.stop();
     }
 }

@@ -4,11 +4,13 @@
 //! `vcpu` runs the guest. `sandbox` follows the workload from outside.
 
 mod balloon;
+mod controls;
 mod device_set;
 mod direct;
 mod disks;
 mod error;
 mod event_loop;
+mod follow;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod host_socket;
@@ -23,6 +25,7 @@ mod plan;
 mod sandbox;
 mod seccomp;
 mod signals;
+mod state;
 mod tail;
 mod vcpu;
 mod x86_64;
@@ -32,12 +35,12 @@ pub use balloon::BalloonState;
 pub use direct::{DEFAULT_ARGUMENTS, DirectBoot, DirectMachine};
 pub use error::VmError;
 pub use kernel_image::KernelImageError;
-pub use machine::{MachineExit, Stopper};
 pub use memory::MAPPING_NAME;
 pub use network::NetworkError;
 pub use passt::PasstError;
 pub use sandbox::VmSandbox;
 pub use seccomp::confine_caller;
+pub use state::{MachineExit, Stopper};
 
 use std::fmt;
 use std::io;

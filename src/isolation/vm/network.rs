@@ -40,29 +40,33 @@ pub enum NetworkError {
     Passt(#[from] PasstError),
 }
 
-/// A network device, connected.
-pub(super) struct Connected {
-    pub(super) device: Net,
-    /// What is on the other end, if that is a process.
-    pub(super) passt: Option<Passt>,
+/// What is on the other end of a machine's network device, if that is a process. The machine's end ends it.
+pub(super) struct Connection(Option<Passt>);
+
+impl Connection {
+    /// Waits until the other end is ready for a guest.
+    pub(super) fn wait_ready(&mut self) -> Result<(), VmError> {
+        self.0.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
+        Ok(())
+    }
 }
 
-/// Connects a device to `network`, if that is any.
-pub(super) fn connect(network: &Network) -> Result<Option<Connected>, VmError> {
-    let connected = match network {
-        Network::None => return Ok(None),
+/// Connects a device to `network`. A process on the other end gets ready meanwhile.
+pub(super) fn connect(network: &Network) -> Result<(Option<Net>, Connection), VmError> {
+    let (device, passt) = match network {
+        Network::None => return Ok((None, Connection(None))),
         Network::User(user) => {
             let (passt, socket) = Passt::start(&user.ports).map_err(NetworkError::from)?;
             let device = device(Box::new(FrameSocket::new(socket)), &user.link, USER_MTU)?;
-            Connected { device, passt: Some(passt) }
+            (device, Some(passt))
         }
         Network::Tap(tap) => {
             let backend = Tap::open(&tap.name).map_err(|source| tap_error(&tap.name, source))?;
             let mtu = backend.mtu();
-            Connected { device: device(Box::new(backend), &tap.link, mtu)?, passt: None }
+            (device(Box::new(backend), &tap.link, mtu)?, None)
         }
     };
-    Ok(Some(connected))
+    Ok((Some(device), Connection(passt)))
 }
 
 fn device(backend: Box<dyn Backend>, link: &Link, mtu: u16) -> Result<Net, VmError> {

@@ -36,14 +36,14 @@ impl Outputs {
     /// Waits until the guest has closed all streams, or `ended` says that it is gone. Returns whether it was one of the two.
     ///
     /// A reader of the host's who is slow is waited for, however long. A guest that could go on and does not, or goes on
-    /// for ever, is given up after `grace`: it is one that was taken over by its workload.
-    pub(super) fn wait_closed(&self, grace: Duration, ended: impl Fn() -> bool) -> bool {
+    /// for ever, is given up after `grace`: it is one that was taken over by its workload. While it is `paused`, it cannot.
+    pub(super) fn wait_closed(&self, grace: Duration, ended: impl Fn() -> bool, paused: impl Fn() -> bool) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left = grace;
         while open.iter().any(Option::is_some) && !ended() {
             let (guard, pause) = self.changed.wait_timeout(open, PAUSE).unwrap_or_else(PoisonError::into_inner);
             open = guard;
-            if pause.timed_out() && open.iter().flatten().all(takes_more) {
+            if pause.timed_out() && !paused() && open.iter().flatten().all(takes_more) {
                 left = left.saturating_sub(PAUSE);
                 if left.is_zero() {
                     return false;
@@ -76,14 +76,14 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let writer = OwnedFd::from(writer);
         let outputs = Outputs::new(&[&writer, &writer]).unwrap();
-        assert!(!outputs.wait_closed(GRACE, || false));
+        assert!(!outputs.wait_closed(GRACE, || false, || false));
         outputs.close(0);
-        assert!(!outputs.wait_closed(GRACE, || false), "one is still open");
+        assert!(!outputs.wait_closed(GRACE, || false, || false), "one is still open");
         drop(reader);
-        assert!(!outputs.wait_closed(GRACE, || false), "nobody reads any more");
-        assert!(outputs.wait_closed(GRACE, || true), "the guest is gone");
+        assert!(!outputs.wait_closed(GRACE, || false, || false), "nobody reads any more");
+        assert!(outputs.wait_closed(GRACE, || true, || false), "the guest is gone");
         outputs.close(1);
-        assert!(outputs.wait_closed(GRACE, || false));
+        assert!(outputs.wait_closed(GRACE, || false, || false));
     }
 
     #[test]
@@ -101,7 +101,7 @@ mod tests {
                 reader.read_to_end(&mut Vec::new()).unwrap()
             }
         });
-        assert!(outputs.wait_closed(GRACE, || false) && closed.load(Ordering::Relaxed));
+        assert!(outputs.wait_closed(GRACE, || false, || false) && closed.load(Ordering::Relaxed));
         assert_eq!(slow.join().unwrap(), 64 << 10, "and the stream has ended with its closing");
     }
 }

@@ -57,7 +57,7 @@ impl Plan {
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut wanted = vec!["virtio_mmio", "virtio_console", "virtio_rng"];
-        if !root.is_inline() || !spec.vm.disks.is_empty() {
+        if !root.is_inline() {
             wanted.push("virtio_blk");
         }
         if !spec.network.is_none() {
@@ -79,8 +79,11 @@ impl Plan {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disks =
-            root_disk.map(Ok).into_iter().chain(spec.vm.disks.iter().map(Disk::open)).collect::<Result<_, _>>()?;
+        let disks = root_disk
+            .map(Ok)
+            .into_iter()
+            .chain(spec.vm.devices.disks.iter().map(Disk::open))
+            .collect::<Result<_, _>>()?;
         let (network, devices, stdin) = (spec.network.clone(), spec.vm.devices.clone(), spec.process.stdin);
         Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, devices, stdin })
     }

@@ -1,41 +1,32 @@
 //! One workload in one microVM: the guest's PID 1 is told what to run, and reports back.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amphi_devices::virtio::balloon::{Balloon, PAGE};
 use amphi_devices::virtio::console::Port;
-use amphi_guest_init::{CONTROL_PORT, Decoder, FromGuest, Message, STDERR_PORT, STDIN_PORT, STDOUT_PORT, ToGuest};
-use vm_memory::GuestMemoryMmap;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use amphi_guest_init::{CONTROL_PORT, Message, STDERR_PORT, STDIN_PORT, STDOUT_PORT, ToGuest};
 use rustix::io::Errno;
 
 use super::BeforeGuest;
-use super::balloon::{self, BalloonState};
 use super::device_set::{Devices, SerialConsole};
 use super::disks::Disk;
 use super::error::VmError;
-use super::load::{GuestWriter, Initrd};
+use super::follow::{Finished, Running};
 use super::machine::{Machine, MachineConfig};
-use super::network::{self, NetworkError};
+use super::network;
 use super::outputs::Outputs;
-use super::passt::Passt;
 use super::plan::Plan;
-use super::tail::{self, Tail};
-use crate::image::initramfs::Initramfs;
+use super::tail::Tail;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Sandbox, Signal, Stdio, Timeline};
 use crate::spec::WindowSize;
 
 /// How long a guest may take to close the workload's output once it has told the workload's end.
 const GRACE: Duration = Duration::from_secs(5);
-/// A guest that is not ready by then may run on a KVM that cannot run kernels, and be a while from showing it.
-const SUSPICIOUS: Duration = Duration::from_secs(3);
 
 /// A microVM that runs one workload.
 pub struct VmSandbox {
@@ -44,52 +35,19 @@ pub struct VmSandbox {
     stdio: Mutex<Option<Stdio>>,
     running: Mutex<Option<Arc<Running>>>,
     result: Mutex<Option<Finished>>,
-    killed: AtomicBool,
-    stamps: Arc<Stamps>,
+    pub(super) killed: AtomicBool,
+    pub(super) stamps: Arc<Stamps>,
 }
 
 /// The instants of a run, each set by the thread that sees it.
 #[derive(Default)]
-struct Stamps {
+pub(super) struct Stamps {
     created: Stamp,
     first_instruction: Arc<Stamp>,
-    init_ready: Stamp,
+    pub(super) init_ready: Stamp,
     first_byte: Stamp,
-    exited: Stamp,
+    pub(super) exited: Stamp,
     cleaned: Stamp,
-}
-
-struct Running {
-    machine: Machine,
-    control: UnixStream,
-    outputs: Arc<Outputs>,
-    console: Tail,
-    /// After the machine, whose end ends it.
-    _passt: Option<Passt>,
-}
-
-/// What became of the workload, kept for later calls of `wait`.
-enum Finished {
-    Status(ExitStatus),
-    NotFound(String),
-    NotExecutable { command: String, reason: String },
-    Failed(Arc<VmError>),
-}
-
-impl Initrd for Initramfs {
-    fn len(&self) -> u64 {
-        self.len()
-    }
-
-    fn load(&self, memory: &GuestMemoryMmap, address: u64) -> Result<(), VmError> {
-        let mut writer = GuestWriter::new(memory, address, self.len());
-        self.write_to(&mut writer).map_err(|error| VmError::Root(Box::new(error)))?;
-        if writer.is_full() {
-            Ok(())
-        } else {
-            Err(VmError::Failed("the initrd changed its length while it was read".to_owned()))
-        }
-    }
 }
 
 impl VmSandbox {
@@ -103,39 +61,6 @@ impl VmSandbox {
             killed: AtomicBool::new(false),
             stamps: Arc::default(),
         }
-    }
-
-    /// Asks the guest to have `bytes` in its balloon, in whole pages of 4 KiB. It does so in its own time, and as far as it
-    /// can.
-    ///
-    /// # Errors
-    /// There is no balloon, the workload does not run, or the guest has not that much memory.
-    pub fn set_balloon(&self, bytes: u64) -> Result<(), VmError> {
-        let pages = balloon::pages(bytes, self.plan.memory)?;
-        self.with_balloon(|balloon| balloon.set_target(pages))
-    }
-
-    /// How the guest's balloon is doing. The guest is also asked for new statistics, which a later call returns: they
-    /// have come when [`Statistics::reports`](super::BalloonStatistics::reports) has grown.
-    ///
-    /// # Errors
-    /// There is no balloon, or the workload does not run.
-    pub fn balloon(&self) -> Result<BalloonState, VmError> {
-        self.with_balloon(|balloon| {
-            let (target, actual) = (u64::from(balloon.target()) * PAGE, u64::from(balloon.actual()) * PAGE);
-            let statistics = balloon.statistics();
-            balloon.request_statistics();
-            BalloonState { target, actual, statistics }
-        })
-    }
-
-    fn with_balloon<T>(&self, action: impl FnOnce(&mut Balloon) -> T) -> Result<T, VmError> {
-        let unsupported = |what: &str| VmError::Unsupported(what.to_owned());
-        // Held meanwhile, and with it the guest's memory, in which the balloon has its queues.
-        let running = self.running().ok_or_else(|| unsupported("the balloon: the workload does not run"))?;
-        let balloon = running.machine.balloon().ok_or_else(|| unsupported("the microVM has no balloon"))?;
-        let mut balloon = balloon.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(action(&mut balloon))
     }
 
     fn ports(&self, stdio: Stdio, control: OwnedFd, outputs: &Arc<Outputs>) -> io::Result<Vec<Port>> {
@@ -177,11 +102,7 @@ impl VmSandbox {
             .map(Disk::try_clone)
             .collect::<io::Result<_>>()
             .map_err(VmError::host("duplicate a disk's descriptor"))?;
-        // Before the machine is built: passt gets ready meanwhile.
-        let (network, mut passt) = match network::connect(&self.plan.network)? {
-            Some(connected) => (Some(connected.device), connected.passt),
-            None => (None, None),
-        };
+        let (network, mut connection) = network::connect(&self.plan.network)?;
         let machine = Machine::build(
             MachineConfig {
                 kernel: &self.plan.kernel,
@@ -199,98 +120,23 @@ impl VmSandbox {
             },
             Arc::clone(&self.stamps.first_instruction),
         )?;
-        passt.as_mut().map(Passt::wait_ready).transpose().map_err(NetworkError::from)?;
+        connection.wait_ready()?;
         self.stamps.created.mark();
         machine.start(&*self.before_guest)?;
-        Ok(Running { machine, control, outputs, console, _passt: passt })
+        Ok(Running { machine, control, outputs, console, _network: connection })
     }
 
-    fn running(&self) -> Option<Arc<Running>> {
+    /// The guest's RAM in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.plan.memory
+    }
+
+    pub(super) fn running(&self) -> Option<Arc<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn result(&self) -> MutexGuard<'_, Option<Finished>> {
         self.result.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the guest's reports until there is a final one, or the machine has ended without.
-    fn follow(&self, running: &Running) -> Finished {
-        let mut decoder = Decoder::<FromGuest>::new();
-        let mut buffer = [0; 1024];
-        let (mut machine_ended, mut probed) = (false, false);
-        loop {
-            if !machine_ended {
-                let limit = (!probed && self.stamps.init_ready.get().is_none()).then_some(SUSPICIOUS);
-                match wait_for_either(&running.control, &running.machine.ended_event(), limit) {
-                    Event::Readable => {}
-                    Event::Ended => {
-                        // Joining delivers what the guest sent before its end.
-                        machine_ended = true;
-                        if let Err(cause) = running.machine.wait() {
-                            let console = running.console.as_error_text();
-                            return Finished::Failed(Arc::new(VmError::Broken { cause, console }));
-                        }
-                        let _ = running.control.set_nonblocking(true);
-                    }
-                    Event::Nothing => {
-                        probed = true;
-                        if let Some(status) = running.machine.no_kernel_runs() {
-                            return Finished::Failed(Arc::new(VmError::NoKvm(status)));
-                        }
-                        continue;
-                    }
-                }
-            }
-            let count = match (&running.control).read(&mut buffer) {
-                Ok(0) => return self.ended_early(running),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return self.ended_early(running),
-            };
-            decoder.push(&buffer[..count]);
-            for message in decoder.by_ref() {
-                match message {
-                    Ok(message) => {
-                        if let Some(finished) = self.take(message) {
-                            return finished;
-                        }
-                    }
-                    Err(error) => return Finished::Failed(Arc::new(VmError::Reports(error))),
-                }
-            }
-        }
-    }
-
-    /// Notes one report of the guest's; a final one is returned.
-    fn take(&self, message: FromGuest) -> Option<Finished> {
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Some(match message {
-            FromGuest::Ready => {
-                self.stamps.init_ready.mark();
-                return None;
-            }
-            FromGuest::Exited { wait_status } => {
-                self.stamps.exited.mark();
-                Finished::Status(ExitStatus::from_wait_status(wait_status))
-            }
-            FromGuest::CommandNotFound { command } => Finished::NotFound(text(command)),
-            FromGuest::CommandNotExecutable { command, errno } => Finished::NotExecutable {
-                command: text(command),
-                reason: io::Error::from_raw_os_error(errno).to_string(),
-            },
-            FromGuest::Failed { what } => Finished::Failed(Arc::new(VmError::Guest(tail::plain_text(&what)))),
-        })
-    }
-
-    fn ended_early(&self, running: &Running) -> Finished {
-        if self.killed.load(Ordering::Acquire) {
-            return Finished::Status(ExitStatus::Signal(Signal::KILL));
-        }
-        let console = running.console.as_error_text();
-        Finished::Failed(Arc::new(match running.machine.wait() {
-            Ok(exit) => VmError::Ended { exit, console },
-            Err(cause) => VmError::Broken { cause, console },
-        }))
     }
 
     fn send(&self, message: &ToGuest) -> Result<(), IsolationError> {
@@ -304,29 +150,6 @@ impl VmSandbox {
         ) {
             Ok(_) | Err(Errno::AGAIN | Errno::PIPE) => Ok(()),
             Err(error) => Err(VmError::host("send to the guest's PID 1")(error.into()).into()),
-        }
-    }
-}
-
-/// What [`wait_for_either`] has seen.
-enum Event {
-    Readable,
-    Ended,
-    Nothing,
-}
-
-/// Waits until `stream` has something to read, or `ended` says that nothing more will come, or `limit` has passed.
-fn wait_for_either(stream: &UnixStream, ended: &impl AsFd, limit: Option<Duration>) -> Event {
-    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-    loop {
-        let mut fds = [PollFd::new(stream, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
-        match poll(&mut fds, limit.as_ref()) {
-            Ok(0) => return Event::Nothing,
-            Ok(_) if !fds[0].revents().is_empty() => return Event::Readable,
-            Ok(_) if !fds[1].revents().is_empty() => return Event::Ended,
-            Ok(_) | Err(Errno::INTR) => {}
-            // Reading will say what is wrong.
-            Err(_) => return Event::Readable,
         }
     }
 }
@@ -359,7 +182,7 @@ impl Sandbox for VmSandbox {
             let finished = self.follow(&running);
             if matches!(finished, Finished::Status(_)) {
                 let ended = running.machine.ended_event();
-                if !running.outputs.wait_closed(GRACE, || ended.has_ended()) {
+                if !running.outputs.wait_closed(GRACE, || ended.has_ended(), || running.machine.is_paused()) {
                     log::warn!("the guest keeps its output open though its workload has ended: it is stopped");
                 }
             }
@@ -414,6 +237,7 @@ mod tests {
     use amphi_guest_init::InitSpec;
 
     use super::*;
+    use crate::image::initramfs::Initramfs;
     use crate::spec::VmDevices;
 
     fn sandbox() -> VmSandbox {
@@ -443,6 +267,7 @@ mod tests {
     fn a_start_that_failed_leaves_nothing_to_wait_for() {
         let sandbox = sandbox();
         assert!(sandbox.start().is_err() && sandbox.start().is_err() && sandbox.wait().is_err());
+        assert!(sandbox.pause().is_err() && sandbox.resume().is_err());
         sandbox.kill(Signal::TERM).unwrap();
     }
 }

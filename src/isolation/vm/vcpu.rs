@@ -10,7 +10,7 @@ use amphi_devices::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::error::VmError;
-use super::machine::{MachineExit, MachineState};
+use super::state::{MachineExit, MachineState};
 use super::{seccomp, signals};
 use crate::isolation::timeline::Stamp;
 
@@ -94,7 +94,17 @@ fn let_kick_through(vcpu: &VcpuFd) -> Result<(), VmError> {
 }
 
 fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
-    while !state.has_ended() {
+    let mut leaving = false;
+    loop {
+        let request = state.request();
+        if request.ends() {
+            return;
+        }
+        // Before a pause KVM is entered once more, only to complete the access to a device that was the last exit.
+        if request.pauses() != leaving {
+            leaving = request.pauses();
+            vcpu.set_kvm_immediate_exit(leaving.into());
+        }
         let exit = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 buses.ports.write(u64::from(port), data);
@@ -120,10 +130,39 @@ fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
             }
             Ok(VcpuExit::InternalError) => Err(internal_error(vcpu)),
             Ok(exit) => Err(VmError::Failed(format!("unexpected exit of a vCPU: {exit:?}"))),
+            Err(error) if error.errno() == libc::EINTR && leaving => {
+                pause(vcpu, state);
+                continue;
+            }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
             Err(error) => Err(VmError::kvm("run a vCPU")(error)),
         };
         state.finish(exit);
+    }
+}
+
+/// Waits until the machine is resumed, or has ended.
+fn pause(vcpu: &VcpuFd, state: &MachineState) {
+    // By its clock the guest learns that it was stopped, and does not take the time for a hang. One without that clock, or with
+    // it not set up yet, has no need to know.
+    if let Err(error) = vcpu.kvmclock_ctrl()
+        && error.errno() != libc::EINVAL
+    {
+        log::warn!("the guest's clock cannot be told of a pause: {error}");
+    }
+    state.park();
+    take_kick();
+}
+
+/// Takes back the kick, which is still pending: the guest could not be entered with it.
+fn take_kick() {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut kick = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is initialised before it is used, and the information on the signal is not asked for.
+    unsafe {
+        libc::sigemptyset(kick.as_mut_ptr());
+        libc::sigaddset(kick.as_mut_ptr(), kick_signal());
+        while libc::sigtimedwait(kick.as_ptr(), std::ptr::null_mut(), &raw const at_once) > 0 {}
     }
 }
 

@@ -10,6 +10,8 @@ pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
 
 const KVM_RUN: u32 = ioctl(NONE, 0, KVM, 0x80);
 const KVM_GET_REGS: u32 = ioctl(READ, 144, KVM, 0x81);
+/// `KVM_KVMCLOCK_CTRL`: a guest that was paused learns of it.
+const KVM_CLOCK_PAUSED: u32 = ioctl(NONE, 0, KVM, 0xad);
 /// `TUNSETOFFLOAD`: what a driver has negotiated becomes the tap's when it sets `DRIVER_OK`.
 const TUN_SET_OFFLOAD: u32 = ioctl(WRITE, 4, b'T', 208);
 
@@ -18,7 +20,14 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
         libc::SYS_ioctl,
         Rule::AllowIf {
             argument: 1,
-            test: Test::OneOf(&[KVM_RUN, KVM_IRQ_LINE, KVM_GET_REGS, TUN_SET_OFFLOAD, TERMINAL_RESTORE]),
+            test: Test::OneOf(&[
+                KVM_RUN,
+                KVM_IRQ_LINE,
+                KVM_GET_REGS,
+                KVM_CLOCK_PAUSED,
+                TUN_SET_OFFLOAD,
+                TERMINAL_RESTORE,
+            ]),
         },
     ),
     (libc::SYS_mmap, NO_NEW_CODE),
@@ -62,6 +71,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getpid,
     libc::SYS_gettid,
     libc::SYS_rt_sigprocmask,
+    // What has taken a vCPU out of the guest for a pause does not do so again.
+    libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     // How many processors there are, which glibc wants to know before it makes an arena.

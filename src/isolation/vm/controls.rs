@@ -1,0 +1,72 @@
+//! What can be done to a microVM while its workload runs, and to no container.
+
+use std::sync::{Arc, PoisonError};
+
+use amphi_devices::virtio::balloon::{Balloon, PAGE};
+
+use super::balloon::{self, BalloonState};
+use super::error::VmError;
+use super::follow::Running;
+use super::sandbox::VmSandbox;
+
+impl VmSandbox {
+    /// Stops the guest's processors and its devices where they are, and returns when nothing is under way: all vCPUs are out
+    /// of the guest, and requests that the host was carrying out have ended. Nothing happens where it is paused.
+    ///
+    /// Its memory stays as it is and its connections stay open; time goes on. A guest with KVM's clock is told of it when it
+    /// is resumed, and does not take the time for a hang of its own.
+    ///
+    /// # Errors
+    /// The workload does not run.
+    pub fn pause(&self) -> Result<(), VmError> {
+        self.while_it_runs("pause")?.machine.pause();
+        Ok(())
+    }
+
+    /// Lets a paused guest go on. Nothing happens where it is not paused.
+    ///
+    /// # Errors
+    /// The workload does not run.
+    pub fn resume(&self) -> Result<(), VmError> {
+        self.while_it_runs("resume")?.machine.resume();
+        Ok(())
+    }
+
+    /// What runs, held so that it stays whole meanwhile.
+    fn while_it_runs(&self, action: &str) -> Result<Arc<Running>, VmError> {
+        self.running().ok_or_else(|| VmError::Unsupported(format!("{action}: the workload does not run")))
+    }
+
+    /// Asks the guest to have `bytes` in its balloon, in whole pages of 4 KiB. It does so in its own time, and as far as it
+    /// can.
+    ///
+    /// # Errors
+    /// There is no balloon, the workload does not run, or the guest has not that much memory.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), VmError> {
+        let pages = balloon::pages(bytes, self.memory())?;
+        self.with_balloon(|balloon| balloon.set_target(pages))
+    }
+
+    /// How the guest's balloon is doing. The guest is also asked for new statistics, which a later call returns: they
+    /// have come when [`Statistics::reports`](super::BalloonStatistics::reports) has grown.
+    ///
+    /// # Errors
+    /// There is no balloon, or the workload does not run.
+    pub fn balloon(&self) -> Result<BalloonState, VmError> {
+        self.with_balloon(|balloon| {
+            let (target, actual) = (u64::from(balloon.target()) * PAGE, u64::from(balloon.actual()) * PAGE);
+            let statistics = balloon.statistics();
+            balloon.request_statistics();
+            BalloonState { target, actual, statistics }
+        })
+    }
+
+    fn with_balloon<T>(&self, action: impl FnOnce(&mut Balloon) -> T) -> Result<T, VmError> {
+        // With it the guest's memory is held, in which the balloon has its queues.
+        let running = self.while_it_runs("the balloon")?;
+        let missing = || VmError::Unsupported("the microVM has no balloon".to_owned());
+        let balloon = running.machine.balloon().ok_or_else(missing)?;
+        let mut balloon = balloon.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(action(&mut balloon))
+    }
+}

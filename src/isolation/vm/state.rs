@@ -1,0 +1,233 @@
+//! What the threads of a machine share: whether it runs, is paused, or has ended, and how.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::thread::RawPthread;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use amphi_devices::legacy::PowerEvents;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::error::VmError;
+use super::vcpu;
+
+/// How a machine came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineExit {
+    /// The guest switched the power off through ACPI.
+    PowerOff,
+    /// The guest asked for a reset, through ACPI or the keyboard controller. A microVM does not start again.
+    Reset,
+    /// A vCPU hit a triple fault, which is also the last resort of a kernel that wants a reset.
+    TripleFault,
+    /// The guest's kernel panicked, and said so.
+    Panicked,
+    /// The host stopped the machine.
+    Stopped,
+}
+
+impl fmt::Display for MachineExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerOff => "it switched the power off",
+            Self::Reset => "it asked for a reset",
+            Self::TripleFault => "a vCPU hit a triple fault",
+            Self::Panicked => "the guest's kernel panicked",
+            Self::Stopped => "it was stopped",
+        })
+    }
+}
+
+/// What vCPUs are asked to do; as the guest runs undisturbed, nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Request(u32);
+
+impl Request {
+    const ENDED: u32 = 1 << 0;
+    const PAUSED: u32 = 1 << 1;
+
+    /// Whether they are to leave the guest for good.
+    pub(super) fn ends(self) -> bool {
+        self.0 & Self::ENDED != 0
+    }
+
+    /// Whether they are to leave the guest and wait.
+    pub(super) fn pauses(self) -> bool {
+        self.0 & Self::PAUSED != 0
+    }
+}
+
+/// What the machine's threads share.
+pub(super) struct MachineState {
+    /// The bits of a [`Request`]. Written under the lock.
+    request: AtomicU32,
+    outcome: Mutex<Outcome>,
+    changed: Condvar,
+    /// Readable once the machine has ended, for those who wait for other things as well.
+    event: OwnedFd,
+}
+
+/// What is behind the lock.
+#[derive(Default)]
+pub(super) struct Outcome {
+    exit: Option<Result<MachineExit, Arc<VmError>>>,
+    vcpus: Vec<RawPthread>,
+    /// How many vCPUs wait outside the guest.
+    parked: usize,
+}
+
+impl Outcome {
+    /// Notes the thread of a vCPU, to be kicked out of the guest.
+    pub(super) fn add_vcpu(&mut self, thread: RawPthread) {
+        self.vcpus.push(thread);
+    }
+}
+
+impl MachineState {
+    pub(super) fn new() -> Result<Self, VmError> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| VmError::host("make an eventfd")(error.into()))?;
+        Ok(Self { request: AtomicU32::new(0), outcome: Mutex::default(), changed: Condvar::new(), event })
+    }
+
+    /// What vCPUs are to do now.
+    pub(super) fn request(&self) -> Request {
+        Request(self.request.load(Ordering::Acquire))
+    }
+
+    /// Whether vCPUs are to leave the guest for good.
+    pub(super) fn has_ended(&self) -> bool {
+        self.request().ends()
+    }
+
+    /// Whether the machine is paused, or about to be.
+    pub(super) fn is_paused(&self) -> bool {
+        self.request().pauses()
+    }
+
+    /// Returns when whoever starts the machine is through with that, successfully or not.
+    pub(super) fn wait_for_start(&self) {
+        drop(self.lock());
+    }
+
+    /// Ends the machine. Only the first reason counts.
+    pub(super) fn finish(&self, exit: Result<MachineExit, VmError>) {
+        self.finish_locked(&mut self.lock(), exit);
+    }
+
+    pub(super) fn finish_locked(&self, outcome: &mut Outcome, exit: Result<MachineExit, VmError>) {
+        if outcome.exit.is_none() {
+            outcome.exit = Some(exit.map_err(Arc::new));
+            self.request_of_all(outcome, Request::ENDED);
+            // Cannot fail: the counter goes from 0 to 1 once.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Has all vCPUs look at what they are to do.
+    fn request_of_all(&self, outcome: &Outcome, bits: u32) {
+        self.request.fetch_or(bits, Ordering::AcqRel);
+        for &thread in &outcome.vcpus {
+            vcpu::kick(thread);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Takes all vCPUs out of the guest and returns when they are, or when the machine has ended.
+    pub(super) fn pause(&self) {
+        let mut outcome = self.lock();
+        if !self.is_paused() {
+            self.request_of_all(&outcome, Request::PAUSED);
+        }
+        while !self.has_ended() && outcome.parked < outcome.vcpus.len() {
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets vCPUs back into the guest.
+    pub(super) fn resume(&self) {
+        let _outcome = self.lock();
+        self.request.fetch_and(!Request::PAUSED, Ordering::AcqRel);
+        self.changed.notify_all();
+    }
+
+    /// Called by a vCPU's thread that is to pause: returns when it is not any more.
+    pub(super) fn park(&self) {
+        let mut outcome = self.lock();
+        outcome.parked += 1;
+        self.changed.notify_all();
+        while self.is_paused() && !self.has_ended() {
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+        outcome.parked -= 1;
+    }
+
+    /// Returns how the machine has ended, once it has.
+    pub(super) fn wait_for_end(&self) {
+        let mut outcome = self.lock();
+        while outcome.exit.is_none() {
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// How the machine has ended, if it has.
+    pub(super) fn exit(&self) -> Option<Result<MachineExit, Arc<VmError>>> {
+        self.lock().exit.clone()
+    }
+
+    /// Puts a better explanation in the place of how the machine has ended.
+    pub(super) fn explain(&self, exit: Result<MachineExit, Arc<VmError>>) {
+        self.lock().exit = Some(exit);
+    }
+
+    /// Forgets the vCPUs, whose threads are gone.
+    pub(super) fn forget_vcpus(&self) {
+        self.lock().vcpus.clear();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PowerEvents for MachineState {
+    fn power_off(&self) {
+        self.finish(Ok(MachineExit::PowerOff));
+    }
+
+    fn reset(&self) {
+        self.finish(Ok(MachineExit::Reset));
+    }
+
+    fn panicked(&self) {
+        self.finish(Ok(MachineExit::Panicked));
+    }
+}
+
+/// Readable as soon as its machine has ended.
+pub(super) struct EndedEvent(pub(super) Arc<MachineState>);
+
+impl EndedEvent {
+    /// Whether the machine has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.has_ended()
+    }
+}
+
+impl AsFd for EndedEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.event.as_fd()
+    }
+}
+
+/// Ends a machine from any thread, whatever its guest does. No effect once it has ended.
+#[derive(Clone)]
+pub struct Stopper(pub(super) Arc<MachineState>);
+
+impl Stopper {
+    /// Ends the machine.
+    pub fn stop(&self) {
+        self.0.finish(Ok(MachineExit::Stopped));
+    }
+}
