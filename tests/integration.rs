@@ -1,7 +1,7 @@
 //! The integration suite: the `amphi` binary against its command-line contract.
 //!
 //! What both isolations promise is written once and run as `vm::NAME` and `container::NAME`. Where KVM runs no kernels,
-//! the suite starts the lab once and runs itself again inside; see [`harness::world`].
+//! the suite starts labs and runs itself again inside; see [`harness::world`].
 
 // In a test a failed unwrap is the failure's message; clippy sees no test here because the runner is our own.
 #![allow(clippy::unwrap_used)]

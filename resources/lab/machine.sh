@@ -65,8 +65,9 @@ run_machine() {
     drives+=(-fsdev "local,id=writable$i,path=${writable[i]},security_model=passthrough,multidevs=remap"
       -device "virtio-9p-pci,fsdev=writable$i,mount_tag=writable$i")
   done
-  accelerator=(-accel tcg,thread=multi,tb-size=512)
-  [[ -z $count ]] || accelerator=(-accel tcg,thread=single,tb-size=512 -icount shift=0,sleep=on)
+  # Processors emulated in parallel corrupt each other's state where guests are nested: see README.md.
+  accelerator=(-accel tcg,thread=single,tb-size=512)
+  [[ -z $count ]] || accelerator+=(-icount shift=0,sleep=on)
 
   if [[ -n $stdin ]]; then
     exec {caller_in}<&0 {in}<&-

@@ -7,8 +7,6 @@ use std::sync::{PoisonError, RwLock};
 
 use libtest_mimic::{Completion, Failed, Trial};
 
-use super::emulator;
-
 /// One of the two isolations, as the command line names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isolation {
@@ -70,19 +68,23 @@ impl Case {
         self.isolation
     }
 
+    /// Whether it runs only with `--ignored`.
+    pub(crate) fn is_on_request(&self) -> bool {
+        self.on_request
+    }
+
     /// The case as the test runner takes it; with `missing`, what it needs and this machine lacks.
     pub(crate) fn into_trial(self, missing: Option<String>) -> Trial {
-        let name = self.name.clone();
         Trial::ignorable_test(self.name, move || match missing {
             Some(missing) if std::env::var_os("CI").is_some() => Err(Failed::from(format!("CI is set, and {missing}"))),
             Some(missing) => Ok(Completion::ignored_with(missing)),
             None if self.exclusive => {
                 let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-                outcome(&name, self.body)
+                outcome(self.body)
             }
             None => {
                 let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-                outcome(&name, self.body)
+                outcome(self.body)
             }
         })
         .with_ignored_flag(self.on_request)
@@ -103,11 +105,10 @@ pub(crate) fn report_panics_once() {
 }
 
 /// Runs a case; a panic is its failure.
-fn outcome(name: &str, body: Box<dyn FnOnce() + Send>) -> Result<Completion, Failed> {
+fn outcome(body: Box<dyn FnOnce() + Send>) -> Result<Completion, Failed> {
     let Err(payload) = panic::catch_unwind(AssertUnwindSafe(body)) else { return Ok(Completion::Completed) };
     let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     let message = format!("{}: {}", PANICKED_AT.take(), message.unwrap_or("a panic without a message"));
-    emulator::note_failure(name, &message);
     Err(Failed::from(message))
 }
 

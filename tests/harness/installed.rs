@@ -6,11 +6,15 @@ use serde_json::Value;
 
 use super::command::{Amphi, BINARY};
 
+/// The distribution's kernels that the cases boot. Without `--series` the newest alone would be installed.
+const STOCK_SERIES: [&str; 2] = ["6.1", "6.12"];
+
 /// Gets the kernels that the cases boot. Quick where they are there already.
 pub(crate) fn prepare() {
-    for args in [["kernel", "install"], ["kernel", "build"]] {
+    let stock = STOCK_SERIES.map(|series| vec!["kernel", "install", "--series", series]);
+    for args in stock.into_iter().chain([vec!["kernel", "build"]]) {
         eprintln!("amphi {}", args.join(" "));
-        match Command::new(BINARY).args(args).stdin(Stdio::null()).stdout(Stdio::null()).status() {
+        match Command::new(BINARY).args(&args).stdin(Stdio::null()).stdout(Stdio::null()).status() {
             Ok(status) if status.success() => {}
             Ok(status) => {
                 eprintln!("warning: amphi {} ended with {status}: cases that need it will fail", args.join(" "))

@@ -3,9 +3,9 @@
 pub(crate) mod case;
 pub(crate) mod cgroup;
 pub(crate) mod command;
-mod emulator;
 pub(crate) mod initramfs;
 pub(crate) mod installed;
+mod labs;
 pub(crate) mod leftovers;
 pub(crate) mod netns;
 pub(crate) mod rootfs;
