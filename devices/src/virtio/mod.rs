@@ -7,6 +7,7 @@ mod config;
 pub mod console;
 mod device;
 mod doorbell;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod rng;

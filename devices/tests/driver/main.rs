@@ -5,6 +5,7 @@
 mod balloon;
 mod block;
 mod console;
+mod fs;
 mod fuzz;
 mod guest;
 mod hostile;

@@ -122,7 +122,7 @@ pub(crate) fn run_registers(guest: &mut Guest, bytes: &[u8]) {
 }
 
 fn operation(guest: &mut Guest, input: &mut Input<'_>, host: Host<'_>) {
-    match input.byte() % 20 {
+    match input.byte() % 22 {
         0 => start(guest, input.value()),
         1 => access(guest, input),
         2 => descriptor(guest, input),
@@ -166,6 +166,7 @@ fn operation(guest: &mut Guest, input: &mut Input<'_>, host: Host<'_>) {
             host(input);
             guest.run();
         }
+        20 | 21 => fuse_request(guest, input),
         _ => {
             let count = input.byte() % 4 + 1;
             let buffers = buffers(input, count);
@@ -239,6 +240,88 @@ fn packet(guest: &mut Guest, input: &mut Input<'_>) {
     }
     guest.add(1, &buffers);
     guest.write(NOTIFY, 1);
+    guest.run();
+}
+
+/// FUSE requests: opcode, how many words come before the names, and how many names.
+const FUSE: [(u32, u8, u8); 38] = [
+    (1, 0, 1),
+    (2, 2, 0),
+    (3, 4, 0),
+    (4, 22, 0),
+    (5, 0, 0),
+    (6, 0, 2),
+    (8, 4, 1),
+    (9, 2, 1),
+    (10, 0, 1),
+    (11, 0, 1),
+    (12, 2, 2),
+    (13, 2, 1),
+    (14, 2, 0),
+    (15, 10, 0),
+    (16, 10, 1),
+    (17, 0, 0),
+    (18, 6, 0),
+    (20, 4, 0),
+    (21, 2, 2),
+    (22, 2, 1),
+    (23, 2, 0),
+    (24, 0, 1),
+    (26, 16, 0),
+    (27, 2, 0),
+    (28, 10, 0),
+    (29, 6, 0),
+    (30, 4, 0),
+    (35, 4, 1),
+    (36, 2, 0),
+    (38, 0, 0),
+    (42, 10, 0),
+    (43, 8, 0),
+    (44, 10, 0),
+    (45, 4, 2),
+    (46, 6, 0),
+    (47, 14, 0),
+    (50, 2, 0),
+    (51, 4, 1),
+];
+
+/// A request to a file system device, mostly with numbers of nodes and handles that there may be.
+fn fuse_request(guest: &mut Guest, input: &mut Input<'_>) {
+    let Some(queue) = guest.rings.len().checked_sub(1) else { return };
+    let [shape, which, node] = input.take();
+    let (opcode, words, names) = FUSE[usize::from(which) % FUSE.len()];
+    let mut body = Vec::new();
+    for _ in 0..words / 2 {
+        let value = if input.byte().is_multiple_of(4) { input.value() } else { u64::from(input.byte() % 8) };
+        body.extend(value.to_le_bytes());
+    }
+    for _ in 0..names {
+        let name: &[u8] = match input.byte() % 16 {
+            0 => b"..",
+            1 => b"d/../../outside",
+            2 => &input.take::<8>(),
+            3 => b"user.a",
+            4 => b"file",
+            n => &[b"fdsn"[usize::from(n) % 4]],
+        };
+        body.extend(name);
+        body.push(0);
+    }
+    let len = if shape & 0x1f == 0x1f { input.length() } else { 40 + body.len() as u32 };
+    let mut header = [len, opcode].map(u32::to_le_bytes).concat();
+    for value in [7_u64, u64::from(node % 16), 0, 0] {
+        header.extend(value.to_le_bytes());
+    }
+    guest.put(BUFFERS + 0x5000, &header);
+    guest.put(BUFFERS + 0x6000, &body);
+    let room = if shape & 0x60 == 0x60 { input.length() } else { 4096 };
+    let mut buffers = vec![readable(BUFFERS + 0x5000, 40)];
+    if !body.is_empty() {
+        buffers.push(readable(BUFFERS + 0x6000, body.len() as u32));
+    }
+    buffers.push(writable(BUFFERS + 0x20_0000, room));
+    guest.add(queue, &buffers);
+    guest.write(NOTIFY, queue as u32);
     guest.run();
 }
 
