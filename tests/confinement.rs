@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use rustix::process::Signal;
 
@@ -13,7 +14,9 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn threads_are_confined() {
     let script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done";
-    let mut started = Amphi::sh(Isolation::Vm, script).with(["--cpus", "2"]).start();
+    let folder = tempfile::tempdir().unwrap();
+    let volume = format!("{}:/v", folder.path().display());
+    let mut started = Amphi::sh(Isolation::Vm, script).with(["--cpus", "2", "-v", &volume]).start();
     started.wait_for_output("ready");
     let mut names = BTreeSet::new();
     for task in fs::read_dir(format!("/proc/{}/task", started.id())).unwrap().flatten() {
@@ -21,20 +24,65 @@ fn threads_are_confined() {
         let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
         let name = value("Name:");
         assert_eq!((value("Seccomp:").as_str(), value("NoNewPrivs:").as_str()), ("2", "1"), "thread {name}");
-        for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
-            assert_eq!(value(set).trim_start_matches('0'), "", "{set} of thread {name}");
+        // A volume's thread keeps chown, dac_override, fowner, fsetid, setgid and setuid.
+        let kept = if name == "fs0" { "db" } else { "" };
+        for (set, expected) in [("CapEff:", kept), ("CapPrm:", kept), ("CapInh:", ""), ("CapAmb:", "")] {
+            assert_eq!(value(set).trim_start_matches('0'), expected, "{set} of thread {name}");
         }
         names.insert(name);
     }
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    assert_eq!(names, ["amphi", "devices", "signals", "vcpu0", "vcpu1"]);
+    assert_eq!(names, ["amphi", "devices", "fs0", "signals", "vcpu0", "vcpu1"]);
     started.signal(Signal::TERM);
     started.finish().expect(0);
 }
 
 /// What the threads of each kind may be seen to ask for under load. All else is either not needed, or belongs in here, in
 /// the filters (`src/isolation/vm/seccomp`), and, with its reason, in the commit that brings it.
-const EXPECTED: [(&str, &[&str]); 4] = [
+const EXPECTED: [(&str, &[&str]); 5] = [
+    (
+        "fs",
+        &[
+            "epoll_wait",
+            "epoll_ctl",
+            "futex",
+            "read",
+            "write",
+            "tgkill",
+            "getpid",
+            "close",
+            "openat",
+            "statx",
+            "readlinkat",
+            "mkdirat",
+            "mknodat",
+            "symlinkat",
+            "linkat",
+            "unlinkat",
+            "renameat2",
+            "getdents64",
+            "fchmod",
+            "fchmodat",
+            "fchownat",
+            "utimensat",
+            "fstatfs",
+            "getxattr",
+            "setxattr",
+            "listxattr",
+            "removexattr",
+            "preadv",
+            "pwritev2",
+            "ftruncate",
+            "fallocate",
+            "lseek",
+            "copy_file_range",
+            "fsync",
+            "fdatasync",
+            "syncfs",
+            "setfsuid",
+            "setfsgid",
+        ],
+    ),
     ("vcpu", &["ioctl", "futex", "write", "read", "tgkill", "getpid", "epoll_ctl", "close", "io_uring_enter"]),
     (
         "devices",
@@ -119,9 +167,15 @@ fn threads_ask_for_little() {
     let trace = folder.path().join("trace");
     let root = rootfs::ext4(folder.path());
     let data = vec![b'x'; 300_000];
-    let script = "cat >/data && sync && cat /data && wc -c </data >&2";
+    let folder_of_hosts = folder.path().join("volume");
+    fs::create_dir(&folder_of_hosts).unwrap();
+    fs::set_permissions(&folder_of_hosts, fs::Permissions::from_mode(0o777)).unwrap();
+    let script = "cat >/data && sync && cat /data && wc -c </data >&2 && cd /v && cp /data a && mkdir d && mv a d/b && \
+                  ln d/b c && ln -s c s && ls -l . s >/dev/null && readlink s >/dev/null && mkfifo p && chmod 600 c && \
+                  chown 7 c && touch -d 2020-01-01 c && truncate -s 10 c && df . >/dev/null && sync && rm -r d c p s";
+    let volume = format!("{}:/v", folder_of_hosts.display());
     let finished = Amphi::run_image(Isolation::Vm, root.as_ref(), ["/bin/sh", "-c", script])
-        .with(["-i", "--cpus", "2"])
+        .with(["-i", "--cpus", "2", "-v", &volume])
         .input(data.clone())
         .finish_under(&["strace", "-f", "-q", "-o", trace.to_str().unwrap(), "--"])
         .expect(0);

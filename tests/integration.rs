@@ -25,6 +25,7 @@ mod pause;
 mod process;
 mod streams;
 mod stress;
+mod volumes;
 mod vsock;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         network::cases(),
         parity::cases(),
         pause::cases(),
+        volumes::cases(),
         vsock::cases(),
         balloon::cases(),
         stress::cases(),

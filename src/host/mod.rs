@@ -5,6 +5,7 @@ pub mod cpu;
 mod diagnosis;
 mod features;
 pub mod kvm;
+pub(crate) mod landlock;
 mod namespaces;
 mod paths;
 pub(crate) mod privileges;

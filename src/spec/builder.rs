@@ -1,12 +1,13 @@
 //! Builds a [`RunSpec`] and checks the rules that involve more than one setting.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{
     CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmDevices,
-    VmOptions, WindowSize, short_id,
+    VmOptions, Volume, VolumeError, WindowSize, short_id,
 };
 use crate::image::{Image, Rootfs};
 
@@ -55,6 +56,17 @@ pub enum SpecError {
     /// A network whose settings make no sense together.
     #[error("--network: {0}")]
     Network(ParseNetworkError),
+    /// A volume whose paths make no sense.
+    #[error("--volume {path}: {problem}", path = path.display())]
+    Volume {
+        /// The source.
+        path: PathBuf,
+        /// What is wrong.
+        problem: VolumeError,
+    },
+    /// Two volumes at one path.
+    #[error("--volume: two of them are at {path}; only one can be there", path = .0.display())]
+    SameDestination(PathBuf),
     /// A kernel argument that would break out of the command line.
     #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
     KernelArgument(String),
@@ -94,6 +106,7 @@ impl RunSpecBuilder {
             read_only: false,
             resources: Resources::default(),
             network: Network::None,
+            volumes: Vec::new(),
             vm: VmOptions::default(),
         };
         Self { spec, host_memory: host_memory() }
@@ -200,6 +213,13 @@ impl RunSpecBuilder {
         self
     }
 
+    /// Adds a directory or file of the host.
+    #[must_use]
+    pub fn volume(mut self, volume: Volume) -> Self {
+        self.spec.volumes.push(volume);
+        self
+    }
+
     /// The guest kernel: a file, or the name of an installed one. MicroVMs only.
     #[must_use]
     pub fn kernel(mut self, kernel: impl Into<PathBuf>) -> Self {
@@ -232,7 +252,7 @@ impl RunSpecBuilder {
     ///
     /// # Errors
     /// The first setting that makes no sense, or not together with the others or with this host.
-    pub fn build(self) -> Result<RunSpec, SpecError> {
+    pub fn build(mut self) -> Result<RunSpec, SpecError> {
         check_process(&self.spec.process)?;
         if !is_hostname(&self.spec.hostname) {
             return Err(SpecError::Hostname(self.spec.hostname));
@@ -244,6 +264,7 @@ impl RunSpecBuilder {
             return Err(SpecError::NoProcesses);
         }
         check_network(&self.spec.network)?;
+        check_volumes(&mut self.spec.volumes)?;
         for argument in &self.spec.vm.kernel_args {
             check_kernel_argument(argument)?;
         }
@@ -277,6 +298,19 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
             Err(SpecError::User(user.clone()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Checks volumes, and puts those first that others lie in.
+fn check_volumes(volumes: &mut [Volume]) -> Result<(), SpecError> {
+    for volume in &mut *volumes {
+        volume.check().map_err(|problem| SpecError::Volume { path: volume.source.clone(), problem })?;
+    }
+    volumes.sort_by_key(Volume::depth);
+    let mut seen = HashSet::new();
+    match volumes.iter().find(|volume| !seen.insert(&volume.destination)) {
+        Some(volume) => Err(SpecError::SameDestination(volume.destination.clone())),
+        None => Ok(()),
     }
 }
 
@@ -395,6 +429,20 @@ mod tests {
         for argument in ["", "a\nb"] {
             assert!(matches!(builder().kernel_arg(argument).build(), Err(SpecError::KernelArgument(_))));
         }
+    }
+
+    #[test]
+    fn volumes_are_in_the_order_in_which_they_lie_in_each_other() {
+        let built = builder()
+            .volume(Volume::new("/1", "/a/b/"))
+            .volume(Volume::new("/2", "/c"))
+            .volume(Volume::new("/3", "/a"));
+        let order: Vec<_> = built.clone().build().unwrap().volumes.into_iter().map(|volume| volume.source).collect();
+        assert_eq!(order, [PathBuf::from("/2"), "/3".into(), "/1".into()]);
+        let error = built.clone().volume(Volume::new("/4", "/a/./b")).build().unwrap_err();
+        assert_eq!(error, SpecError::SameDestination("/a/b".into()));
+        let error = built.volume(Volume::new("x", "/d")).build().unwrap_err();
+        assert!(matches!(error, SpecError::Volume { problem: VolumeError::Named(_), .. }));
     }
 
     #[test]

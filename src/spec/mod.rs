@@ -8,6 +8,7 @@ mod rate;
 mod resources;
 mod short_id;
 mod vm_devices;
+mod volume;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use rate::{ParseRateError, Rate};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
 pub use vm_devices::{VmDevices, Vsock, VsockError};
+pub use volume::{Volume, VolumeError};
 
 use crate::image::Rootfs;
 
@@ -42,6 +44,8 @@ pub struct RunSpec {
     pub resources: Resources,
     /// The network that the workload is in.
     pub network: Network,
+    /// Directories and files of the host that the workload sees; those whose paths lead through others' come later.
+    pub volumes: Vec<Volume>,
     /// Settings that only a microVM has.
     pub vm: VmOptions,
 }

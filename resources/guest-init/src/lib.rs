@@ -18,7 +18,7 @@ pub mod user;
 mod wire;
 
 pub use message::{Decoder, FromGuest, Message, MessageError, ToGuest};
-pub use spec::{InitSpec, Interface, Root, SpecError};
+pub use spec::{InitSpec, Interface, Root, SpecError, Volume};
 
 /// Where the initramfs holds the encoded [`InitSpec`].
 pub const SPEC_PATH: &str = "/amphi/spec";

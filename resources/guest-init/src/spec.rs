@@ -48,6 +48,28 @@ pub struct InitSpec {
     pub pids: u32,
     /// The first network interface, where there is one.
     pub interface: Option<Interface>,
+    /// What of the host's file systems the workload sees, in the order in which it is mounted.
+    pub volumes: Vec<Volume>,
+}
+
+/// A directory or file of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// The tag of its file system device.
+    pub tag: Vec<u8>,
+    /// Where it belongs, from the workload's `/` on.
+    pub destination: Vec<u8>,
+    /// Whether it is a directory. A file is all that its device's root directory has, as [`FILE_NAME`](Self::FILE_NAME).
+    pub directory: bool,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+}
+
+impl Volume {
+    /// The name of a volume that is a file.
+    pub const FILE_NAME: &str = "file";
+    const DIRECTORY: u8 = 1;
+    const READ_ONLY: u8 = 2;
 }
 
 /// How the guest sets up its first network interface. All addresses are of IPv4.
@@ -137,6 +159,12 @@ impl InitSpec {
         out.bytes(&self.cwd);
         out.bytes(&self.user);
         self.write_interface(&mut out);
+        out.u32(u32::try_from(self.volumes.len()).unwrap_or(u32::MAX));
+        for volume in &self.volumes {
+            out.u8(flag(volume.directory, Volume::DIRECTORY) | flag(volume.read_only, Volume::READ_ONLY));
+            out.bytes(&volume.tag);
+            out.bytes(&volume.destination);
+        }
         out.0
     }
 
@@ -194,9 +222,21 @@ impl InitSpec {
             terminal: (flags & FLAG_TERMINAL != 0).then_some(size),
             stdin: flags & FLAG_STDIN != 0,
             pids,
-            interface: None,
+            interface: Self::read_interface(reader)?,
+            volumes: Self::read_volumes(reader)?,
         };
-        Some(Self { interface: Self::read_interface(reader)?, ..spec })
+        Some(spec)
+    }
+
+    fn read_volumes(reader: &mut Reader<'_>) -> Option<Vec<Volume>> {
+        let mut volumes = Vec::new();
+        for _ in 0..reader.u32()? {
+            let flags = reader.u8().filter(|flags| flags & !(Volume::DIRECTORY | Volume::READ_ONLY) == 0)?;
+            let (directory, read_only) = (flags & Volume::DIRECTORY != 0, flags & Volume::READ_ONLY != 0);
+            let (tag, destination) = (reader.bytes()?.to_vec(), reader.bytes()?.to_vec());
+            volumes.push(Volume { tag, destination, directory, read_only });
+        }
+        Some(volumes)
     }
 
     /// The outer `None` is for what is malformed.
@@ -243,6 +283,10 @@ mod tests {
                 gateway: Some([192, 0, 2, 254]),
                 dns: vec![[1, 1, 1, 1], [8, 8, 8, 8]],
             }),
+            volumes: vec![
+                Volume { tag: b"a".to_vec(), destination: b"/d".to_vec(), directory: true, read_only: false },
+                Volume { tag: b"b".to_vec(), destination: b"/d/f".to_vec(), directory: false, read_only: true },
+            ],
         }
     }
 

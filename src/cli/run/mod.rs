@@ -20,6 +20,8 @@ use amphi::isolation::vm::VmIsolation;
 use amphi::isolation::{Instant, Sandbox, Stdio};
 use amphi::{IsolationKind, RunSpec, host};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use self::args::IsolationChoice;
 use self::report::TimelineFd;
 use self::signals::Forwarder;
@@ -39,6 +41,9 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
 
     let isolation = isolation(kind)?;
     isolation.probe()?;
+    if kind == IsolationKind::Vm && !spec.volumes.is_empty() {
+        allow_descriptors()?;
+    }
     // The signals must be blocked before the isolation starts threads of its own.
     let forwarder = Forwarder::start(kind)?;
     let sandbox: Arc<dyn Sandbox> = Arc::from(isolation.create(&spec, stdio()?)?);
@@ -92,6 +97,21 @@ fn choose(args: &RunArgs, image: &Image) -> Result<IsolationKind, CliError> {
     }
 }
 
+/// What a process may have at most where nobody has said otherwise (`fs.nr_open`).
+const MOST_DESCRIPTORS: u64 = 1 << 20;
+
+/// Lets this process have as many descriptors as it may: a guest uses one for each file of a volume that it knows of.
+fn allow_descriptors() -> Result<(), CliError> {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map(|maximum| maximum.max(MOST_DESCRIPTORS));
+    // Only root may have more than its limit says.
+    if setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).is_ok() {
+        return Ok(());
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .map_err(|source| CliError::Process { action: "raise the limit of open files", source: source.into() })
+}
+
 fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     let mut builder = RunSpec::builder(image).stdin(args.interactive).read_only(args.read_only);
     builder = builder.network(args.network());
@@ -128,6 +148,9 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     }
     for argument in &args.kernel_arg {
         builder = builder.kernel_arg(argument);
+    }
+    for volume in &args.volume {
+        builder = builder.volume(volume.clone());
     }
     Ok(builder.devices(args.devices()).build()?)
 }

@@ -12,6 +12,7 @@ use super::devices::DEVICES;
 use super::mounts::{MASKED, READ_ONLY};
 use super::process::Process;
 use super::step::{Failure, Step};
+use super::volumes::Volume;
 use crate::isolation::IsolationError;
 
 /// Why a container could not be run.
@@ -65,6 +66,14 @@ pub enum ContainerError {
         group: u32,
         /// Which there are.
         reason: &'static str,
+    },
+    /// What a volume shares cannot be shared.
+    #[error("--volume: cannot share {path} with the container", path = path.display())]
+    Volume {
+        /// The host's directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
     },
     /// The working directory is none, or cannot be made.
     #[error("cannot use the working directory {path}", path = path.display())]
@@ -134,7 +143,7 @@ impl ContainerError {
 }
 
 /// What the child that was to run `process` reported, as an error of the whole isolation.
-pub(super) fn from_child(failure: Failure, process: &Process) -> IsolationError {
+pub(super) fn from_child(failure: Failure, process: &Process, volumes: &[Volume]) -> IsolationError {
     let errno = failure.errno.raw_os_error();
     let source = io::Error::from_raw_os_error(errno);
     if failure.step == Step::Execute {
@@ -151,6 +160,16 @@ pub(super) fn from_child(failure: Failure, process: &Process) -> IsolationError 
         return ContainerError::WorkingDirectory { path, source }.into();
     }
     let index = failure.index as usize;
+    if let (Step::Volume, Some(path)) =
+        (failure.step, volumes.get(failure.index as usize).and_then(Volume::destination))
+    {
+        return ContainerError::SetUp {
+            step: failure.step.to_string(),
+            item: Some(path.display().to_string()),
+            source,
+        }
+        .into();
+    }
     let item = match failure.step {
         Step::MakeDevice => DEVICES.get(index).map(|&(_, path)| path),
         Step::MaskPath => MASKED.get(index).copied(),
@@ -180,7 +199,7 @@ mod tests {
     }
 
     fn code(step: Step, errno: Errno) -> u8 {
-        from_child(Failure { step, errno, index: 0 }, &process()).exit_code()
+        from_child(Failure { step, errno, index: 0 }, &process(), &[]).exit_code()
     }
 
     #[test]
@@ -193,9 +212,10 @@ mod tests {
 
     #[test]
     fn items_are_named() {
-        let error = from_child(Failure { step: Step::MakeDevice, errno: Errno::PERM, index: 1 }, &process());
+        let error = from_child(Failure { step: Step::MakeDevice, errno: Errno::PERM, index: 1 }, &process(), &[]);
         assert_eq!(error.to_string(), "cannot make a device in /dev (/dev/zero)");
-        let error = from_child(Failure { step: Step::WorkingDirectory, errno: Errno::NOTDIR, index: 0 }, &process());
+        let error =
+            from_child(Failure { step: Step::WorkingDirectory, errno: Errno::NOTDIR, index: 0 }, &process(), &[]);
         assert_eq!(error.to_string(), "cannot use the working directory /a/b");
     }
 }

@@ -23,6 +23,7 @@ use super::process::Process;
 use super::relay::Outputs;
 use super::report::Report;
 use super::syscalls::{self, Cloned, Side};
+use super::volumes::Volume;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Signal};
 use crate::spec::{Resources, WindowSize};
@@ -42,6 +43,8 @@ pub(super) struct Config {
     pub(super) path: CString,
     /// The size of the writable layer; `None` is the kernel's default.
     pub(super) scratch_size: Option<CString>,
+    /// Directories and files of the host.
+    pub(super) volumes: Vec<Volume>,
     /// Whether `/` refuses writes.
     pub(super) read_only: bool,
     /// Whether the host has the unified cgroup hierarchy only.
@@ -174,11 +177,13 @@ pub(super) fn launch(
     let (control, theirs, ready, done) = ends().map_err(pipe)?;
     let report = Report::new().map_err(ContainerError::kernel("share memory with the container"))?;
 
+    let volumes = config.volumes.iter().map(Volume::mount).collect::<Result<Vec<_>, _>>()?;
     let argv = pointers(&config.process.argv);
     let env = pointers(&config.process.env);
     let descriptors = [stdin, Some(outputs.stdout.as_fd()), Some(outputs.stderr.as_fd()), Some(theirs.as_fd())];
     let more = [Some(done.as_fd()), config.tree.as_ref().map(AsFd::as_fd)];
     let mut keep: Vec<RawFd> = descriptors.iter().chain(&more).flatten().map(AsRawFd::as_raw_fd).collect();
+    keep.extend(volumes.iter().filter_map(|mount| mount.tree.as_ref()).map(AsRawFd::as_raw_fd));
     keep.sort_unstable();
     let plan = Plan {
         hostname: &config.hostname,
@@ -188,6 +193,7 @@ pub(super) fn launch(
             read_only: config.read_only,
             unified_cgroup: config.unified_cgroup,
             tty_group: map.sets_groups(),
+            volumes: &volumes,
         },
         process: &config.process,
         argv: &argv,
@@ -210,14 +216,18 @@ pub(super) fn launch(
 
     map.write(cloned.pid)?;
     if let (IdMap::Shifted { .. }, Some(tree)) = (map, &config.tree) {
-        namespaces::shift(tree.as_fd(), cloned.pid).map_err(LaunchError::CannotShift)?;
+        for volume in volumes.iter().filter_map(|mount| mount.tree.as_ref()) {
+            namespaces::shift(volume.as_fd(), cloned.pid, true).map_err(LaunchError::CannotShift)?;
+        }
+        // Last, because it stays for another attempt.
+        namespaces::shift(tree.as_fd(), cloned.pid, false).map_err(LaunchError::CannotShift)?;
     }
     cgroup.adopt(cloned.pid)?;
     raise_limits(cloned.pid);
     let overlay = match &config.tree {
         Some(tree) if layers::needs_parent() => Some(
             layers::make_privileged(tree.as_fd(), config.scratch_size.as_deref())
-                .map_err(|failure| from_child(failure, &config.process))?,
+                .map_err(|failure| from_child(failure, &config.process, &config.volumes))?,
         ),
         _ => None,
     };
@@ -238,7 +248,7 @@ fn raise_limits(pid: i32) {
 
 impl Launched {
     /// Waits until the workload is executed, or has been ended by a signal before that.
-    pub(super) fn wait_until_executed(&self, process: &Process) -> Result<(), IsolationError> {
+    pub(super) fn wait_until_executed(&self, config: &Config) -> Result<(), IsolationError> {
         if let Some(cgroup) = &*self.cgroup.lock().unwrap_or_else(PoisonError::into_inner) {
             cgroup.sweep();
         }
@@ -251,7 +261,7 @@ impl Launched {
             }
         }
         if let Some(failure) = self.report.failure() {
-            return Err(from_child(failure, process));
+            return Err(from_child(failure, &config.process, &config.volumes));
         }
         if self.is_executed() {
             return Ok(());

@@ -29,6 +29,7 @@ mod seccomp;
 mod step;
 mod syscalls;
 mod terminal;
+mod volumes;
 
 use std::ffi::CString;
 use std::fs;
@@ -44,6 +45,7 @@ pub use error::ContainerError;
 use self::launch::Config;
 use self::process::{Process, open_root};
 use self::sandbox::Container;
+use self::volumes::Volume;
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::host::cgroup::{Cgroups, Version};
 use crate::image::Rootfs;
@@ -130,6 +132,7 @@ impl Isolation for ContainerIsolation {
             read_only: spec.read_only,
             unified_cgroup: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
             resources: spec.resources,
+            volumes: spec.volumes.iter().map(Volume::prepare).collect::<Result<_, _>>()?,
             terminal: spec.process.terminal,
             stdin: spec.process.stdin,
         };

@@ -19,7 +19,8 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use super::devices::make_dev;
 use super::layers::{self, Layers, Notes};
 use super::step::{At, Failure, Step};
-use super::syscalls::mount_setattr;
+use super::syscalls::{Attributes, mount_setattr};
+use super::volumes::{self, VolumeMount};
 
 /// What the parent has prepared for the mounts.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct MountPlan<'a> {
     pub(super) unified_cgroup: bool,
     /// Whether group 5 (`tty`) exists in the user namespace.
     pub(super) tty_group: bool,
+    /// What else of the host there is, in the order in which it is attached.
+    pub(super) volumes: &'a [VolumeMount<'a>],
 }
 
 /// The image's directory.
@@ -68,6 +71,9 @@ pub(super) const READ_ONLY: &[&CStr] = &[c"proc/bus", c"proc/fs", c"proc/irq", c
 
 const HARMLESS: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV).union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+const READ_ONLY_MOUNT: Attributes<'_> =
+    Attributes { set: libc::MOUNT_ATTR_RDONLY, private: false, recursive: false, userns: None };
 
 /// The new root, not yet entered.
 pub(super) struct Root {
@@ -106,6 +112,7 @@ impl Root {
         mount_at(&dev, c"shm", c"tmpfs", &[(c"mode", c"1777"), (c"size", c"65536k")], HARMLESS, Step::Shm)?;
         mount_at(&dev, c"mqueue", c"mqueue", &[], HARMLESS, Step::Mqueue)?;
         protect(proc.as_fd(), sys.as_fd())?;
+        volumes::attach_all(plan.volumes, root.as_fd())?;
         Ok(Self { root, dev, pts })
     }
 
@@ -133,7 +140,7 @@ impl Root {
 
 /// Makes `/` itself refuse writes; the mounts below it keep their own modes.
 pub(super) fn make_read_only(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    mount_setattr(root, libc::MOUNT_ATTR_RDONLY, None).at(Step::ReadOnlyRoot)
+    mount_setattr(root, &READ_ONLY_MOUNT).at(Step::ReadOnlyRoot)
 }
 
 /// A new, detached mount.
@@ -227,7 +234,7 @@ fn protect(proc: BorrowedFd<'_>, sys: BorrowedFd<'_>) -> Result<(), Failure> {
         let (dir, name) = below(path, proc, sys);
         match bind(dir, name) {
             Ok(mount) => {
-                mount_setattr(mount.as_fd(), libc::MOUNT_ATTR_RDONLY, None).at_item(Step::ReadOnlyPath, index)?;
+                mount_setattr(mount.as_fd(), &READ_ONLY_MOUNT).at_item(Step::ReadOnlyPath, index)?;
                 attach_to(mount.as_fd(), dir, name).at_item(Step::ReadOnlyPath, index)?;
             }
             Err(Errno::NOENT) => {}

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use super::error::ContainerError;
-use super::syscalls::mount_setattr;
+use super::syscalls::{Attributes, mount_setattr};
 
 /// All that are made at once with the child. The cgroup namespace follows when the child is in its cgroup.
 pub(super) const FLAGS: libc::c_int = libc::CLONE_NEWUSER
@@ -165,11 +165,13 @@ fn parse_sub_ranges(text: &str) -> Option<Range> {
     })
 }
 
-/// Shifts the owners that the detached mount `tree` shows by the maps of the child's user namespace.
-pub(super) fn shift(tree: BorrowedFd<'_>, pid: i32) -> Result<(), Errno> {
+/// Shifts the owners that the detached mount `tree`, or all that is mounted in it as well, shows by the maps of the child's
+/// user namespace.
+pub(super) fn shift(tree: BorrowedFd<'_>, pid: i32, recursive: bool) -> Result<(), Errno> {
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let userns = rustix::fs::open(format!("/proc/{pid}/ns/user"), flags, rustix::fs::Mode::empty())?;
-    mount_setattr(tree, libc::MOUNT_ATTR_IDMAP, Some(std::os::fd::AsFd::as_fd(&userns)))
+    let userns = Some(std::os::fd::AsFd::as_fd(&userns));
+    mount_setattr(tree, &Attributes { set: libc::MOUNT_ATTR_IDMAP, recursive, userns, ..Attributes::default() })
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Process {
             candidates: c_strings("the command", candidates)?,
             argv: c_strings("the command", process.argv.iter().map(|a| a.clone().into_vec()))?,
             env: c_strings("the environment", env)?,
-            cwd: ancestors(&process.cwd)?,
+            cwd: ancestors("the working directory", &process.cwd)?,
             uid: Uid::from_raw(who.uid),
             gid: Gid::from_raw(who.gid),
             groups: who.groups.into_iter().map(Gid::from_raw).collect(),
@@ -66,17 +66,18 @@ fn c_strings(what: &'static str, list: impl IntoIterator<Item = Vec<u8>>) -> Res
 }
 
 /// `/a`, `/a/b`, `/a/b/c` for `/a/b/c`. The container's root is the top: `..` cannot leave it.
-fn ancestors(cwd: &Path) -> Result<Vec<CString>, ContainerError> {
+pub(super) fn ancestors(what: &'static str, path: &Path) -> Result<Vec<CString>, ContainerError> {
+    let components = path.components();
     let mut path = Vec::new();
     let mut all = Vec::new();
-    for component in cwd.components() {
+    for component in components {
         if let Component::Normal(_) | Component::ParentDir = component {
             path.push(b'/');
             path.extend_from_slice(component.as_os_str().as_bytes());
             all.push(path.clone());
         }
     }
-    c_strings("the working directory", all)
+    c_strings(what, all)
 }
 
 /// Reads a database of the image. Symlinks stay inside `root`, special files are not waited for.

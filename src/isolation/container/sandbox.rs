@@ -104,7 +104,7 @@ impl Container {
                 Ok(launched) => {
                     let launched = Arc::new(launched);
                     self.publish(&launched)?;
-                    launched.wait_until_executed(process)?;
+                    launched.wait_until_executed(&self.config)?;
                     let terminal = match self.config.terminal {
                         Some(_) if launched.is_executed() => {
                             let stdio = Stdio { stdin, stdout: given.stdout, stderr: given.stderr };
@@ -116,7 +116,7 @@ impl Container {
                 }
                 Err(LaunchError::CannotShift(errno)) => {
                     log::info!(
-                        "{:?} cannot show other owners ({errno}): the container has the host's ids",
+                        "{:?}, or a volume, cannot show other owners ({errno}): the container has the host's ids",
                         self.config.path
                     );
                     map = IdMap::Identity;
@@ -187,7 +187,7 @@ impl Sandbox for Container {
             (None, ExitStatus::Signal(signal)) => ExitStatus::Signal(signal),
             (None, ExitStatus::Code(_)) => {
                 return Err(match launched.report.failure() {
-                    Some(failure) => from_child(failure, &self.config.process),
+                    Some(failure) => from_child(failure, &self.config.process, &self.config.volumes),
                     None => ContainerError::Died.into(),
                 });
             }

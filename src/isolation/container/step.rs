@@ -94,6 +94,7 @@ steps! {
     37 Execute: "execute the command",
     38 InitCapabilities: "drop the capabilities of PID 1",
     39 InitSignals: "receive signals in PID 1",
+    40 Volume: "mount the volume",
 }
 
 impl Step {

@@ -77,21 +77,35 @@ pub(super) unsafe fn fork() -> Result<Side<i32>, Errno> {
     }
 }
 
-/// Changes the attributes of the one mount that `mount` is the root of.
-pub(super) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, userns: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+/// What [`mount_setattr`] changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Attributes<'a> {
+    /// What the mount gets (`MOUNT_ATTR_...`).
+    pub(super) set: u64,
+    /// Whether mounts below it do not show in other mount namespaces, nor theirs here.
+    pub(super) private: bool,
+    /// Whether what is mounted below it changes as well.
+    pub(super) recursive: bool,
+    /// Whose ids its owners are shown by, for `MOUNT_ATTR_IDMAP`.
+    pub(super) userns: Option<BorrowedFd<'a>>,
+}
+
+/// Changes the attributes of the mount that `mount` is the root of.
+pub(super) fn mount_setattr(mount: BorrowedFd<'_>, attributes: &Attributes<'_>) -> Result<(), Errno> {
     let attr = libc::mount_attr {
-        attr_set: set,
+        attr_set: attributes.set,
         attr_clr: 0,
-        propagation: 0,
-        userns_fd: userns.map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned())),
+        propagation: if attributes.private { libc::MS_PRIVATE } else { 0 },
+        userns_fd: attributes.userns.map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned())),
     };
+    let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string, and `attr` is initialised and of the size given.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             &raw const attr,
             size_of_val(&attr),
         )

@@ -27,7 +27,9 @@ use super::disks::Disk;
 use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
 use super::host_socket::HostSocket;
+use super::seccomp;
 use super::vcpu::Buses;
+use super::volumes::OpenVolume;
 use super::x86_64::layout;
 use crate::spec::VmDevices;
 
@@ -41,6 +43,8 @@ pub(super) struct Devices {
     pub(super) disks: Vec<Disk>,
     /// The network device.
     pub(super) network: Option<Net>,
+    /// The volumes, in the order of their tags.
+    pub(super) volumes: Vec<OpenVolume>,
     /// What the user has asked for.
     pub(super) extra: VmDevices,
 }
@@ -56,7 +60,8 @@ pub(super) struct SerialConsole {
 /// The devices of a machine, attached to its VM.
 pub(super) struct DeviceSet {
     buses: Arc<Buses>,
-    events: EventLoop,
+    /// The one for most devices, then one for each volume.
+    events: Vec<EventLoop>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     extra: Extra,
 }
@@ -103,9 +108,12 @@ impl DeviceSet {
         let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;
         builder.add_virtio(rng, Notify::Call)?;
         let extra = builder.add_extra(&devices.extra)?;
+        let volumes = builder.add_volumes(devices.volumes)?;
+        let mut events = vec![EventLoop::new("devices", Box::new(seccomp::confine_devices), builder.subscribers)?];
+        events.extend(volumes);
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
-            events: EventLoop::new(builder.subscribers)?,
+            events,
             transports: builder.transports,
             extra,
         })
@@ -127,30 +135,33 @@ impl DeviceSet {
         Arc::clone(&self.buses)
     }
 
-    /// Starts the event loop. `on_failure` is called where it cannot go on.
-    pub(super) fn start(&self, on_failure: impl FnOnce(VmError) + Send + 'static) -> Result<(), VmError> {
+    /// Starts the event loops. `on_failure` is called where one cannot go on.
+    pub(super) fn start(&self, on_failure: impl FnOnce(VmError) + Clone + Send + 'static) -> Result<(), VmError> {
         let transports = self.transports.clone();
         let quiesce = move || {
             for transport in &transports {
                 transport.lock().unwrap_or_else(PoisonError::into_inner).quiesce();
             }
         };
-        self.events.start(quiesce, on_failure)
+        let Some((most, volumes)) = self.events.split_first() else { return Ok(()) };
+        most.start(quiesce, on_failure.clone())?;
+        // A volume's requests are carried out one by one: when its thread rests, none is under way.
+        volumes.iter().try_for_each(|events| events.start(|| {}, on_failure.clone()))
     }
 
     /// Has all devices rest, and returns when nothing is under way. Meanwhile vCPUs must be out of the guest.
     pub(super) fn pause(&self) {
-        self.events.pause();
+        self.events.iter().for_each(EventLoop::pause);
     }
 
     /// Lets devices work on.
     pub(super) fn resume(&self) {
-        self.events.resume();
+        self.events.iter().for_each(EventLoop::resume);
     }
 
-    /// Delivers what is still under way, and ends the event loop.
+    /// Delivers what is still under way, and ends the event loops.
     pub(super) fn stop(&self) {
-        self.events.stop();
+        self.events.iter().for_each(EventLoop::stop);
     }
 }
 
@@ -236,7 +247,29 @@ impl Builder<'_> {
         Ok(Extra { _host_socket: host_socket, balloon })
     }
 
+    /// The volumes, each with the event loop that it needs.
+    fn add_volumes(&mut self, volumes: Vec<OpenVolume>) -> Result<Vec<EventLoop>, VmError> {
+        let count = volumes.len();
+        let mut loops = Vec::with_capacity(count);
+        for (index, volume) in volumes.into_iter().enumerate() {
+            let device = self.attach_virtio(volume.device(index, count)?, Notify::EventFd)?;
+            let confine = Box::new(move || volume.confine());
+            loops.push(EventLoop::new(&format!("fs{index}"), confine, vec![device])?);
+        }
+        Ok(loops)
+    }
+
     fn add_virtio<D>(&mut self, device: D, notify: Notify) -> Result<Arc<Mutex<D>>, VmError>
+    where
+        D: VirtioDevice + MutEventSubscriber + 'static,
+    {
+        let device = self.attach_virtio(device, notify)?;
+        self.subscribers.push(Arc::clone(&device) as Subscriber);
+        Ok(device)
+    }
+
+    /// Gives a device its addresses and its interrupt line, but no event loop.
+    fn attach_virtio<D>(&mut self, device: D, notify: Notify) -> Result<Arc<Mutex<D>>, VmError>
     where
         D: VirtioDevice + MutEventSubscriber + 'static,
     {
@@ -258,7 +291,6 @@ impl Builder<'_> {
         let transport = Arc::new(Mutex::new(transport));
         self.add_memory(base, layout::VIRTIO_MMIO_LEN, Arc::clone(&transport) as Arc<Mutex<dyn BusDevice>>)?;
         self.transports.push(transport);
-        self.subscribers.push(Arc::clone(&device) as Subscriber);
         Ok(device)
     }
 }

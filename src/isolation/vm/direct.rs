@@ -86,7 +86,14 @@ impl DirectBoot {
                 command_line: &command_line,
                 vcpus: self.vcpus,
                 memory: self.memory.bytes() & !0xfff,
-                devices: Devices { serial, console_ports: Vec::new(), disks, network, extra: self.devices.clone() },
+                devices: Devices {
+                    serial,
+                    console_ports: Vec::new(),
+                    disks,
+                    network,
+                    volumes: Vec::new(),
+                    extra: self.devices.clone(),
+                },
             },
             Arc::clone(&first_instruction),
         )?;

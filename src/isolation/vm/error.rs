@@ -83,6 +83,14 @@ pub enum VmError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// What a volume shares cannot be shared.
+    #[error("--volume: cannot share {path} with the guest", path = path.display())]
+    Volume {
+        /// The host's directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// There is no network such as was asked for.
     #[error(transparent)]
     Network(#[from] NetworkError),

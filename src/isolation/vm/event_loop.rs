@@ -1,4 +1,4 @@
-//! The thread on which all devices of a machine do their queue work.
+//! The threads on which devices do their queue work: one for most of a machine's, and one for each that may take long.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -8,7 +8,8 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::VmError;
-use super::{seccomp, signals};
+use super::signals;
+use rustix::io::Errno;
 
 /// A device as the event loop sees it.
 pub(super) type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -19,9 +20,13 @@ const LAST_ROUNDS: usize = 64;
 /// How long it serves them: a guest that has asked for a lot cannot hold up its own end.
 const LAST_TIME: Duration = Duration::from_secs(1);
 
+/// What takes from the loop's thread all that it does not need, before it does anything else.
+pub(super) type Confine = Box<dyn FnOnce() -> Result<(), Errno> + Send>;
+
 /// The event loop, before and while it runs.
 pub(super) struct EventLoop {
-    waiting: Mutex<Option<EventManager<Subscriber>>>,
+    name: String,
+    waiting: Mutex<Option<(EventManager<Subscriber>, Confine)>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     control: Arc<Control>,
 }
@@ -116,13 +121,13 @@ impl<F: FnOnce(VmError)> OnFailure<F> {
 
 impl<F: FnOnce(VmError)> Drop for OnFailure<F> {
     fn drop(&mut self) {
-        self.call(VmError::Failed("the devices' thread panicked".to_owned()));
+        self.call(VmError::Failed("a thread of devices panicked".to_owned()));
     }
 }
 
 impl EventLoop {
-    /// A loop that will serve `subscribers`.
-    pub(super) fn new(subscribers: Vec<Subscriber>) -> Result<Self, VmError> {
+    /// A loop that will serve `subscribers` on a thread called `name`.
+    pub(super) fn new(name: &str, confine: Confine, subscribers: Vec<Subscriber>) -> Result<Self, VmError> {
         let mut manager = EventManager::new()
             .map_err(|error| VmError::host("make an event loop")(std::io::Error::other(format!("{error}"))))?;
         for subscriber in subscribers {
@@ -131,7 +136,12 @@ impl EventLoop {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an eventfd"))?;
         let wanted = Mutex::new(Wanted { gone: true, ..Wanted::default() });
         let control = Arc::new(Control { event, wanted, changed: Condvar::new() });
-        Ok(Self { waiting: Mutex::new(Some(manager)), thread: Mutex::default(), control })
+        Ok(Self {
+            name: name.to_owned(),
+            waiting: Mutex::new(Some((manager, confine))),
+            thread: Mutex::default(),
+            control,
+        })
     }
 
     /// Starts the loop's thread. `quiesce` is called on it before it rests; `on_failure` where it cannot go on, so that devices
@@ -141,8 +151,8 @@ impl EventLoop {
         quiesce: impl Fn() + Send + 'static,
         on_failure: impl FnOnce(VmError) + Send + 'static,
     ) -> Result<(), VmError> {
-        let manager = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut manager) = manager else { return Ok(()) };
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((mut manager, confine)) = waiting else { return Ok(()) };
         let control = Arc::clone(&self.control);
         let obeying = ControlSubscriber { control: Arc::clone(&control), quiesce: Box::new(quiesce) };
         manager.add_subscriber(Arc::new(Mutex::new(obeying)) as Subscriber);
@@ -151,13 +161,13 @@ impl EventLoop {
         let gone = Gone(Arc::clone(&control));
         let body = move || {
             let (mut on_failure, _gone) = (on_failure, gone);
-            if let Err(error) = seccomp::confine_devices() {
-                on_failure.call(VmError::host("confine the devices' thread")(error.into()));
+            if let Err(error) = confine() {
+                on_failure.call(VmError::host("confine a thread of devices")(error.into()));
                 return;
             }
             while !control.lock().stopped {
                 if let Err(error) = manager.run() {
-                    on_failure.call(VmError::Failed(format!("the devices' event loop failed: {error}")));
+                    on_failure.call(VmError::Failed(format!("an event loop of devices failed: {error}")));
                     return;
                 }
             }
@@ -171,8 +181,8 @@ impl EventLoop {
             on_failure.0 = None;
         };
         let thread =
-            signals::blocked(|| thread::Builder::new().name("devices".to_owned()).stack_size(256 << 10).spawn(body))
-                .map_err(VmError::host("start the devices' thread"))?;
+            signals::blocked(|| thread::Builder::new().name(self.name.clone()).stack_size(256 << 10).spawn(body))
+                .map_err(VmError::host("start a thread of devices"))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }
@@ -227,7 +237,7 @@ mod tests {
         for dies in [true, false] {
             let event = EventFd::new(EFD_NONBLOCK).unwrap();
             let faulty = Faulty(event.try_clone().unwrap());
-            let events = EventLoop::new(vec![Arc::new(Mutex::new(faulty))]).unwrap();
+            let events = EventLoop::new("faulty", Box::new(|| Ok(())), vec![Arc::new(Mutex::new(faulty))]).unwrap();
             let (sender, receiver) = mpsc::channel();
             events.start(|| {}, move |error| sender.send(error).unwrap()).unwrap();
             if dies {
@@ -259,7 +269,7 @@ mod tests {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let ((sender, served), (quiesced, quiet)) = (mpsc::channel(), mpsc::channel());
         let counter = Counter(event.try_clone().unwrap(), sender);
-        let events = EventLoop::new(vec![Arc::new(Mutex::new(counter))]).unwrap();
+        let events = EventLoop::new("counter", Box::new(|| Ok(())), vec![Arc::new(Mutex::new(counter))]).unwrap();
         events.pause();
         events.resume();
         events.start(move || quiesced.send(()).unwrap(), |error| panic!("{error}")).unwrap();

@@ -28,6 +28,7 @@ mod signals;
 mod state;
 mod tail;
 mod vcpu;
+mod volumes;
 mod x86_64;
 
 pub use amphi_devices::virtio::balloon::Statistics as BalloonStatistics;

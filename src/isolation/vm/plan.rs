@@ -9,6 +9,7 @@ use amphi_guest_init::InitSpec;
 use super::disks::Disk;
 use super::error::VmError;
 use super::network;
+use super::volumes::{self, OpenVolume};
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
 use crate::kernel::Kernel;
@@ -45,6 +46,7 @@ pub(super) struct Plan {
     pub(super) vcpus: u8,
     pub(super) memory: u64,
     pub(super) disks: Vec<Disk>,
+    pub(super) volumes: Vec<OpenVolume>,
     pub(super) network: Network,
     pub(super) devices: VmDevices,
     pub(super) stdin: bool,
@@ -63,11 +65,15 @@ impl Plan {
         if !spec.network.is_none() {
             wanted.push(network::MODULE);
         }
+        if !spec.volumes.is_empty() {
+            wanted.push(volumes::MODULE);
+        }
         wanted.extend(root.modules());
         wanted.extend(spec.vm.devices.modules());
         // By which a panic is reported as such. Kernels that were installed before amphi took it along have it not.
         let modules = kernel.modules_for(&wanted, &["pvpanic_mmio"])?;
-        let init = init_spec(spec, &root);
+        let volumes = volumes::open(&spec.volumes)?;
+        let init = init_spec(spec, &root, &volumes);
         let (tree, root_disk) = match root {
             GuestRoot::Inline(tree) => (Some(tree), None),
             GuestRoot::Block { file, .. } => (None, Some(Disk::root(file, true))),
@@ -85,7 +91,18 @@ impl Plan {
             .chain(spec.vm.devices.disks.iter().map(Disk::open))
             .collect::<Result<_, _>>()?;
         let (network, devices, stdin) = (spec.network.clone(), spec.vm.devices.clone(), spec.process.stdin);
-        Ok(Self { kernel: kernel.image, initramfs, command_line, vcpus, memory, disks, network, devices, stdin })
+        Ok(Self {
+            kernel: kernel.image,
+            initramfs,
+            command_line,
+            vcpus,
+            memory,
+            disks,
+            volumes,
+            network,
+            devices,
+            stdin,
+        })
     }
 }
 
@@ -104,7 +121,7 @@ fn vcpus(spec: &RunSpec) -> Result<u8, VmError> {
         .ok_or_else(|| VmError::Unsupported(format!("--cpus {count}: a microVM has at most {MAX_VCPUS} vCPUs")))
 }
 
-fn init_spec(spec: &RunSpec, root: &GuestRoot) -> InitSpec {
+fn init_spec(spec: &RunSpec, root: &GuestRoot, volumes: &[OpenVolume]) -> InitSpec {
     let bytes = |text: &OsStr| text.as_bytes().to_vec();
     let env = spec.process.env.iter().map(|(key, value)| {
         let mut pair = bytes(key);
@@ -112,6 +129,13 @@ fn init_spec(spec: &RunSpec, root: &GuestRoot) -> InitSpec {
         pair.extend_from_slice(value.as_bytes());
         pair
     });
+    let volumes =
+        spec.volumes.iter().zip(volumes).enumerate().map(|(index, (volume, open))| amphi_guest_init::Volume {
+            tag: volumes::tag(index).into_bytes(),
+            destination: bytes(volume.destination.as_os_str()),
+            directory: open.is_directory(),
+            read_only: volume.read_only,
+        });
     InitSpec {
         modules: Vec::new(),
         root: root.in_guest(ROOT_DEVICE),
@@ -125,5 +149,6 @@ fn init_spec(spec: &RunSpec, root: &GuestRoot) -> InitSpec {
         stdin: spec.process.stdin,
         pids: spec.resources.pids.unwrap_or(0),
         interface: network::interface(&spec.network),
+        volumes: volumes.collect(),
     }
 }

@@ -21,6 +21,7 @@ use super::network;
 use super::outputs::Outputs;
 use super::plan::Plan;
 use super::tail::Tail;
+use super::volumes::OpenVolume;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Sandbox, Signal, Stdio, Timeline};
 use crate::spec::WindowSize;
@@ -102,6 +103,8 @@ impl VmSandbox {
             .map(Disk::try_clone)
             .collect::<io::Result<_>>()
             .map_err(VmError::host("duplicate a disk's descriptor"))?;
+        let volumes = self.plan.volumes.iter().map(OpenVolume::try_clone).collect::<io::Result<_>>();
+        let volumes = volumes.map_err(VmError::host("duplicate a volume's descriptor"))?;
         let (network, mut connection) = network::connect(&self.plan.network)?;
         let machine = Machine::build(
             MachineConfig {
@@ -115,6 +118,7 @@ impl VmSandbox {
                     console_ports: ports,
                     disks,
                     network,
+                    volumes,
                     extra: self.plan.devices.clone(),
                 },
             },
@@ -248,6 +252,7 @@ mod tests {
             vcpus: 1,
             memory: 16 << 20,
             disks: Vec::new(),
+            volumes: Vec::new(),
             network: crate::spec::Network::None,
             devices: VmDevices::default(),
             stdin: false,

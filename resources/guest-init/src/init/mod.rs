@@ -10,6 +10,7 @@ mod pump;
 mod resolver;
 mod root;
 mod supervise;
+mod volumes;
 mod wait;
 mod workload;
 
@@ -77,6 +78,7 @@ fn run_in_root(
     control: &mut Control,
 ) -> Result<FromGuest, StartError> {
     mounts::standard()?;
+    volumes::mount_all(&spec.volumes)?;
     network::loopback_up();
     if let Some(interface) = &spec.interface {
         network::set_up(interface)?;

@@ -12,6 +12,7 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod volume;
 
 use rustix::io::Errno;
 
@@ -26,10 +27,12 @@ const fn policy(allowed: &'static [libc::c_long], special: &'static [(libc::c_lo
 
 const VCPU: Program = compile(&vcpu::POLICY);
 const DEVICES: Program = compile(&devices::POLICY);
+const VOLUME: Program = compile(&volume::POLICY);
 const SUPERVISOR: Program = compile(&supervisor::POLICY);
 
 static VCPU_FILTER: [libc::sock_filter; VCPU.len()] = VCPU.instructions();
 static DEVICES_FILTER: [libc::sock_filter; DEVICES.len()] = DEVICES.instructions();
+static VOLUME_FILTER: [libc::sock_filter; VOLUME.len()] = VOLUME.instructions();
 static SUPERVISOR_FILTER: [libc::sock_filter; SUPERVISOR.len()] = SUPERVISOR.instructions();
 
 /// Confines the calling thread, a vCPU's.
@@ -40,6 +43,11 @@ pub(super) fn confine_vcpu() -> Result<(), Errno> {
 /// Confines the calling thread, that of the devices' event loop.
 pub(super) fn confine_devices() -> Result<(), Errno> {
     confine(&DEVICES_FILTER)
+}
+
+/// Installs the filter of a volume's thread, which keeps the capabilities that it has.
+pub(super) fn confine_volume() -> Result<(), Errno> {
+    seccomp::install(&VOLUME_FILTER)
 }
 
 /// Confines the calling thread to what it takes to follow a microVM that has been started: wait for it, send it signals,

@@ -10,8 +10,13 @@ fn verdict(filter: &[libc::sock_filter], number: libc::c_long, arguments: [u32; 
     evaluate(filter, AUDIT_ARCH_X86_64, u32::try_from(number).unwrap(), [a, b, c, 0, 0, 0]).0
 }
 
-fn filters() -> [(&'static [libc::sock_filter], Policy); 3] {
-    [(&VCPU_FILTER, vcpu::POLICY), (&DEVICES_FILTER, devices::POLICY), (&SUPERVISOR_FILTER, supervisor::POLICY)]
+fn filters() -> [(&'static [libc::sock_filter], Policy); 4] {
+    [
+        (&VCPU_FILTER, vcpu::POLICY),
+        (&DEVICES_FILTER, devices::POLICY),
+        (&VOLUME_FILTER, volume::POLICY),
+        (&SUPERVISOR_FILTER, supervisor::POLICY),
+    ]
 }
 
 #[test]
@@ -46,8 +51,9 @@ fn nothing_that_reaches_further_is_in_any_list() {
         ] {
             assert_eq!(verdict(filter, number, [0; 3]), TRAP, "system call {number}");
         }
-        for number in [libc::SYS_open, libc::SYS_openat] {
-            assert_eq!(verdict(filter, number, [0; 3]), fail_with(libc::EACCES), "system call {number}");
+        assert_eq!(verdict(filter, libc::SYS_open, [0; 3]), fail_with(libc::EACCES));
+        if !std::ptr::eq(filter, &raw const VOLUME_FILTER[..]) {
+            assert_eq!(verdict(filter, libc::SYS_openat, [0; 3]), fail_with(libc::EACCES));
         }
         let read_write = (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
         let executable = (libc::PROT_READ | libc::PROT_EXEC).cast_unsigned();
@@ -60,6 +66,29 @@ fn nothing_that_reaches_further_is_in_any_list() {
         // TIOCSTI types into the terminal's shell.
         assert_eq!(verdict(filter, libc::SYS_ioctl, [0, 0x5412, 0]), TRAP);
         assert_eq!(verdict(filter, libc::SYS_fcntl, [0, libc::F_SETOWN.cast_unsigned(), 0]), TRAP);
+    }
+}
+
+#[test]
+fn only_a_volumes_thread_uses_names_and_makes_no_devices() {
+    let by_name = [libc::SYS_openat, libc::SYS_mkdirat, libc::SYS_unlinkat, libc::SYS_renameat2, libc::SYS_fchownat];
+    for number in by_name {
+        assert_eq!(verdict(&VOLUME_FILTER, number, [0; 3]), ALLOW, "system call {number}");
+        for filter in [&VCPU_FILTER[..], &DEVICES_FILTER] {
+            assert_ne!(verdict(filter, number, [0; 3]), ALLOW, "system call {number}");
+        }
+    }
+    for (kind, expected) in [
+        (libc::S_IFREG, ALLOW),
+        (libc::S_IFIFO, ALLOW),
+        (libc::S_IFSOCK, ALLOW),
+        (libc::S_IFCHR, TRAP),
+        (libc::S_IFBLK, TRAP),
+    ] {
+        assert_eq!(verdict(&VOLUME_FILTER, libc::SYS_mknodat, [3, 0, kind | 0o777]), expected, "{kind:#o}");
+    }
+    for number in [libc::SYS_setuid, libc::SYS_setresuid, libc::SYS_chroot, libc::SYS_socket, libc::SYS_capset] {
+        assert_eq!(verdict(&VOLUME_FILTER, number, [libc::AF_UNIX.cast_unsigned(), 0, 0]), TRAP);
     }
 }
 
@@ -140,7 +169,7 @@ fn capabilities_are_gone_for_good() {
 /// What threads do besides their work: allocate, lock, panic, end.
 #[test]
 fn a_confined_thread_lives_and_dies_like_any_other() {
-    for confine in [confine_vcpu, confine_devices] {
+    for confine in [confine_vcpu, confine_devices, confine_volume] {
         let thread = std::thread::spawn(move || {
             confine().unwrap();
             let big = vec![1u8; 64 << 20];
