@@ -37,7 +37,7 @@ pub trait VirtioDevice: Send {
     fn queue_max_sizes(&self) -> Vec<u16>;
     /// The feature bits that the device offers. The transport adds `VIRTIO_F_VERSION_1`.
     fn features(&self) -> u64;
-    /// Fills `data` from the configuration space at `offset`; what lies outside it stays as it is.
+    /// Fills `data` from the configuration space at `offset`; what lies outside it stays as it is. Drivers see 256 bytes at most.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes to the configuration space; what lies outside it, or is read-only, is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);

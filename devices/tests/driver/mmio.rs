@@ -246,10 +246,11 @@ fn interrupts_stay_until_acknowledged() {
     interrupt.signal_used_queue();
     assert!(guest.interrupted());
     assert_eq!(guest.read(INTERRUPT_STATUS), 1);
-    interrupt.signal_config_change();
+    interrupt.signal_config_change(&[7, 6, 5]);
     assert!(guest.interrupted());
     assert_eq!(guest.read(INTERRUPT_STATUS), 3);
     assert_eq!(guest.read(0xfc), generation + 1);
+    assert_eq!(guest.config(0), [7, 6, 5, 0]);
     guest.write(INTERRUPT_ACK, 1);
     assert_eq!(guest.read(INTERRUPT_STATUS), 2);
     guest.write(INTERRUPT_ACK, u32::MAX);

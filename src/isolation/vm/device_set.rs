@@ -12,7 +12,7 @@ use amphi_devices::legacy::serial::Serial;
 use amphi_devices::virtio::VirtioDevice;
 use amphi_devices::virtio::balloon::{Balloon, BalloonFeatures};
 use amphi_devices::virtio::console::{Console, Port};
-use amphi_devices::virtio::mmio::{self, MmioTransport};
+use amphi_devices::virtio::mmio::{self, MmioTransport, RegisterPages};
 use amphi_devices::virtio::net::Net;
 use amphi_devices::virtio::rng::Rng;
 use amphi_devices::virtio::vsock::Vsock;
@@ -27,6 +27,7 @@ use super::disks::Disk;
 use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
 use super::host_socket::HostSocket;
+use super::memory::GuestMemory;
 use super::seccomp;
 use super::vcpu::Buses;
 use super::volumes::OpenVolume;
@@ -77,13 +78,14 @@ impl DeviceSet {
     /// Makes the devices and attaches them.
     pub(super) fn attach(
         vm: &Arc<VmFd>,
-        memory: &GuestMemoryMmap,
+        guest_memory: &GuestMemory,
         devices: Devices,
         power: Arc<dyn PowerEvents>,
     ) -> Result<Self, VmError> {
         let mut builder = Builder {
             vm,
-            memory,
+            memory: guest_memory.handle(),
+            registers: guest_memory.registers(),
             ports: Bus::new(),
             mmio: Bus::new(),
             subscribers: Vec::new(),
@@ -111,6 +113,7 @@ impl DeviceSet {
         let volumes = builder.add_volumes(devices.volumes)?;
         let mut events = vec![EventLoop::new("devices", Box::new(seccomp::confine_devices), builder.subscribers)?];
         events.extend(volumes);
+        guest_memory.register_devices(vm, builder.transports.len())?;
         Ok(Self {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
             events,
@@ -165,17 +168,18 @@ impl DeviceSet {
     }
 }
 
-/// How a device and its guest notify each other.
+/// How a guest notifies a device.
 #[derive(Clone, Copy, PartialEq)]
 enum Notify {
-    /// The vCPU leaves the guest and calls the transport; the device calls KVM. Nothing to set up or take down, which is
-    /// best where notifications are few: KVM waits for a grace period when it takes down an irqfd that was just used.
+    /// The vCPU leaves the guest and calls the transport. Nothing to set up or take down, which is best where notifications
+    /// are few.
     Call,
-    /// KVM turns what the guest writes into an eventfd, and what is written to another into an interrupt.
+    /// KVM turns what the guest writes into an eventfd, and nobody hears of an interrupt's acknowledgement.
     EventFd,
 }
 
-/// An edge-triggered interrupt line.
+/// An edge-triggered interrupt line, raised by calls: an irqfd would leave it to another thread of the kernel's wherever the
+/// interrupt controller is KVM's, which costs more, and KVM waits for a grace period when it takes down one that was used.
 struct Line {
     vm: Arc<VmFd>,
     gsi: u32,
@@ -192,6 +196,7 @@ impl Interrupt for Line {
 struct Builder<'a> {
     vm: &'a Arc<VmFd>,
     memory: &'a GuestMemoryMmap,
+    registers: &'a RegisterPages,
     ports: Bus,
     mmio: Bus,
     subscribers: Vec<Subscriber>,
@@ -199,13 +204,8 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn interrupt(&self, gsi: u32, notify: Notify) -> Result<Box<dyn Interrupt>, VmError> {
-        if notify == Notify::Call {
-            return Ok(Box::new(Line { vm: Arc::clone(self.vm), gsi }));
-        }
-        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an interrupt's eventfd"))?;
-        self.vm.register_irqfd(&line, gsi).map_err(VmError::kvm("attach an interrupt line"))?;
-        Ok(Box::new(line))
+    fn interrupt(&self, gsi: u32) -> Box<dyn Interrupt> {
+        Box::new(Line { vm: Arc::clone(self.vm), gsi })
     }
 
     fn add_port(&mut self, port: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmError> {
@@ -217,7 +217,7 @@ impl Builder<'_> {
     }
 
     fn add_serial(&mut self, console: SerialConsole) -> Result<(), VmError> {
-        let line = self.interrupt(layout::SERIAL_GSI, Notify::Call)?;
+        let line = self.interrupt(layout::SERIAL_GSI);
         let serial =
             Serial::new(line, console.output, console.input).map_err(VmError::host("make the serial console"))?;
         let serial = Arc::new(Mutex::new(serial));
@@ -273,20 +273,28 @@ impl Builder<'_> {
     where
         D: VirtioDevice + MutEventSubscriber + 'static,
     {
-        let place = u32::try_from(self.transports.len()).ok().map(|index| (index, layout::VIRTIO_GSI + index));
-        let Some((index, gsi)) = place.filter(|&(_, gsi)| gsi <= layout::LAST_GSI) else {
-            return Err(VmError::Unsupported("a microVM has at most 19 virtio devices".to_owned()));
-        };
+        let index = self.transports.len();
+        let page = self.registers.page(index).ok_or_else(|| {
+            VmError::Unsupported(format!("a microVM has at most {} virtio devices", layout::MAX_VIRTIO_DEVICES))
+        })?;
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
         let base = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_LEN;
-        let line = self.interrupt(gsi, notify)?;
+        let line = self.interrupt(layout::VIRTIO_GSI + index);
         let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(self.memory.clone(), Box::new(Arc::clone(&device)), line)
+        let transport = MmioTransport::with_registers(self.memory.clone(), Box::new(Arc::clone(&device)), line, page)
             .map_err(VmError::host("make a virtio transport"))?;
         if notify == Notify::EventFd {
-            let address = IoEventAddress::Mmio(base + mmio::NOTIFY_OFFSET);
+            let attach = |event: &EventFd, offset, data: u32| {
+                let attached = self.vm.register_ioevent(event, &IoEventAddress::Mmio(base + offset), data);
+                attached.map_err(VmError::kvm("attach a virtio device's event"))
+            };
             for (queue, event) in (0u32..).zip(transport.queue_events()) {
-                self.vm.register_ioevent(event, &address, queue).map_err(VmError::kvm("attach a queue's event"))?;
+                attach(event, mmio::NOTIFY_OFFSET, queue)?;
             }
+            // KVM keeps it as long as it needs it.
+            let unheard =
+                EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an interrupt's eventfd"))?;
+            attach(&unheard, mmio::ACK_OFFSET, mmio::ACK_USED)?;
         }
         let transport = Arc::new(Mutex::new(transport));
         self.add_memory(base, layout::VIRTIO_MMIO_LEN, Arc::clone(&transport) as Arc<Mutex<dyn BusDevice>>)?;

@@ -81,7 +81,8 @@ impl Machine {
         guest_memory.register(&vm)?;
         let vm = Arc::new(vm);
         let state = Arc::new(MachineState::new()?);
-        let devices = DeviceSet::attach(&vm, memory, config.devices, Arc::clone(&state) as Arc<dyn PowerEvents>)?;
+        let power = Arc::clone(&state) as Arc<dyn PowerEvents>;
+        let devices = DeviceSet::attach(&vm, &guest_memory, config.devices, power)?;
         let platform = Platform { vcpus: config.vcpus, virtio_devices: devices.virtio_count() };
         let rsdp = acpi::write_tables(memory, platform).map_err(table_error)?;
         mp_table::write(memory, config.vcpus).map_err(table_error)?;

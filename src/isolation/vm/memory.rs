@@ -1,11 +1,12 @@
-//! The guest's memory: mapped here, handed to KVM as slots.
+//! The guest's memory, and what it reads of its devices like memory: mapped here, handed to KVM as slots.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use amphi_devices::virtio::mmio::RegisterPages;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -22,6 +23,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// The guest's memory, mapped for as long as this or a clone of its [`GuestMemory::handle`] is used.
 pub(super) struct GuestMemory {
     handle: GuestMemoryMmap,
+    registers: RegisterPages,
     /// Kept for its drop.
     _reservations: Vec<Reservation>,
 }
@@ -86,7 +88,14 @@ impl GuestMemory {
             regions.extend(GuestRegionMmap::new(mapping, GuestAddress(start)));
         }
         let handle = GuestMemoryMmap::from_regions(regions).map_err(|e| error(io::Error::other(e.to_string())))?;
-        Ok(Self { handle, _reservations: reservations })
+        let registers =
+            RegisterPages::new(layout::MAX_VIRTIO_DEVICES).map_err(VmError::host("map device registers"))?;
+        Ok(Self { handle, registers, _reservations: reservations })
+    }
+
+    /// Where virtio devices keep the registers that the guest reads, from [`layout::VIRTIO_MMIO`] on.
+    pub(super) fn registers(&self) -> &RegisterPages {
+        &self.registers
     }
 
     /// What devices and loaders reach the memory by. Clones of it must not outlive this value.
@@ -108,6 +117,19 @@ impl GuestMemory {
             unsafe { vm.set_user_memory_region(slot) }.map_err(VmError::kvm("set a memory slot"))?;
         }
         Ok(())
+    }
+
+    /// Lets the guest read the registers of the first `count` virtio devices without leaving it; writing them is an exit.
+    pub(super) fn register_devices(&self, vm: &VmFd, count: usize) -> Result<(), VmError> {
+        let slot = kvm_userspace_memory_region {
+            slot: u32::try_from(self.handle.num_regions()).unwrap_or(u32::MAX),
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: layout::VIRTIO_MMIO,
+            memory_size: count.min(layout::MAX_VIRTIO_DEVICES) as u64 * layout::VIRTIO_MMIO_LEN,
+            userspace_addr: self.registers.host_address() as u64,
+        };
+        // SAFETY: as for RAM; there are pages for as many devices as there may be, and the guest cannot write them.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(VmError::kvm("set the memory slot of device registers"))
     }
 }
 

@@ -99,7 +99,7 @@ impl Balloon {
     pub fn set_target(&mut self, pages: u32) {
         self.target = pages;
         if let Some(active) = &self.active {
-            active.interrupt.signal_config_change();
+            active.interrupt.signal_config_change(&self.config_space());
         }
     }
 

@@ -1,33 +1,28 @@
 //! The registers that a device's own thread may change: interrupt status, device status, generation.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
+use super::page::RegisterPage;
 use crate::Interrupt;
 
 /// How a virtio device interrupts its driver: sets the interrupt status register, then raises the line.
 pub struct VirtioInterrupt {
     line: Box<dyn Interrupt>,
-    /// `InterruptStatus`: what the driver has not acknowledged yet.
-    pub(super) pending: AtomicU32,
-    /// `Status`: the device status register.
-    pub(super) status: AtomicU32,
-    /// `ConfigGeneration`.
-    pub(super) generation: AtomicU32,
+    /// Where the driver reads `InterruptStatus`, what it has not acknowledged yet; `Status`; and `ConfigGeneration`.
+    pub(super) page: RegisterPage,
     failed: AtomicBool,
 }
 
 impl VirtioInterrupt {
-    /// An interrupt over `line`, with nothing pending and the device reset. A transport makes its own;
-    /// tests that drive a device without a transport make one here.
-    #[must_use]
-    pub fn new(line: Box<dyn Interrupt>) -> Self {
-        let zero = || AtomicU32::new(0);
-        Self { line, pending: zero(), status: zero(), generation: zero(), failed: AtomicBool::new(false) }
+    /// An interrupt over `line`, with nothing pending and the device reset.
+    pub(super) fn new(line: Box<dyn Interrupt>, page: RegisterPage) -> Self {
+        Self { line, page, failed: AtomicBool::new(false) }
     }
 
     /// Tells the driver that a queue has used buffers.
@@ -35,15 +30,21 @@ impl VirtioInterrupt {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// Tells the driver that the configuration space has changed, and starts a new generation of it.
-    pub fn signal_config_change(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
+    /// Tells the driver that the configuration space has changed, and starts a new generation of it; `config` is what it
+    /// holds now, from its start. Whoever calls this lets nobody else read or change the device's configuration meanwhile.
+    ///
+    /// A driver that reads it at this very moment may find some of the old one and some of the new one under one generation. It
+    /// reads again when it sees the interrupt.
+    pub fn signal_config_change(&self, config: &[u8]) {
+        // In this order: `MmioTransport::show_config` relies on it.
+        self.page.new_generation();
+        self.page.set_config(config);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Sets `DEVICE_NEEDS_RESET` (section 2.1) and tells the driver: the device stops until it is reset.
     pub fn needs_reset(&self) {
-        self.status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        self.page.set_bits(reg::VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -59,12 +60,12 @@ impl VirtioInterrupt {
     /// The device status register (section 2.1).
     #[must_use]
     pub fn device_status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        self.page.get(reg::VIRTIO_MMIO_STATUS)
     }
 
     fn raise(&self, cause: u32) {
         // Release: what the device wrote to guest memory is visible before the cause is.
-        self.pending.fetch_or(cause, Ordering::AcqRel);
+        self.page.set_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, cause);
         if let Err(error) = self.line.trigger() {
             log::error!("cannot raise a virtio interrupt: {error}");
         }

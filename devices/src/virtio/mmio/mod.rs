@@ -4,11 +4,12 @@
 //! only when they are sound. A device sees no register at all.
 
 mod interrupt;
+mod page;
 mod registers;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
@@ -21,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use interrupt::VirtioInterrupt;
+pub use page::{RegisterPage, RegisterPages};
 
 use self::registers::{QueueRegisters, Registers};
 use super::{ActivationContext, VirtioDevice};
@@ -31,6 +33,13 @@ pub const MMIO_SIZE: u64 = 0x1000;
 /// Offset of `QueueNotify`: what the driver writes there (4 bytes) is the index of the queue.
 /// A monitor attaches each of [`MmioTransport::queue_events`] here, with the index as its data match.
 pub const NOTIFY_OFFSET: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// Offset of `InterruptACK`: what the driver writes there (4 bytes) are the causes that it has seen. A monitor may swallow
+/// writes of [`ACK_USED`]: that cause then stays set until the device is reset, which only means that the driver looks at its
+/// queues at each interrupt. It must have seen the cause to acknowledge it, and nothing else needs to know that it has.
+pub const ACK_OFFSET: u64 = reg::VIRTIO_MMIO_INTERRUPT_ACK as u64;
+/// What a driver writes to [`ACK_OFFSET`] that was only told of used buffers.
+pub const ACK_USED: u32 = reg::VIRTIO_MMIO_INT_VRING;
 
 /// `MagicValue`: "virt" in little-endian order.
 const MAGIC: u32 = 0x7472_6976;
@@ -61,15 +70,45 @@ impl MmioTransport {
         device: Box<dyn VirtioDevice>,
         interrupt: Box<dyn Interrupt>,
     ) -> io::Result<Self> {
+        Self::with_registers(memory, device, interrupt, RegisterPage::alone()?)
+    }
+
+    /// The same with the registers in `page`, which the guest may read there.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_registers(
+        memory: GuestMemoryMmap,
+        device: Box<dyn VirtioDevice>,
+        interrupt: Box<dyn Interrupt>,
+        page: RegisterPage,
+    ) -> io::Result<Self> {
         let sizes = device.queue_max_sizes();
         if sizes.iter().any(|size| !size.is_power_of_two()) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("queue sizes {sizes:?}")));
         }
         let queue_events = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<io::Result<_>>()?;
         let offered = device.features() | 1 << VIRTIO_F_VERSION_1;
-        let interrupt = Arc::new(VirtioInterrupt::new(interrupt));
+        let constants = [
+            (reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
+            (reg::VIRTIO_MMIO_VERSION, VERSION),
+            (reg::VIRTIO_MMIO_DEVICE_ID, device.device_type()),
+            (reg::VIRTIO_MMIO_VENDOR_ID, VENDOR),
+            // There is no shared memory region: its length and base read as all ones (section 4.2.2).
+            (reg::VIRTIO_MMIO_SHM_LEN_LOW, u32::MAX),
+            (reg::VIRTIO_MMIO_SHM_LEN_HIGH, u32::MAX),
+            (reg::VIRTIO_MMIO_SHM_BASE_LOW, u32::MAX),
+            (reg::VIRTIO_MMIO_SHM_BASE_HIGH, u32::MAX),
+        ];
+        for (register, value) in constants {
+            page.set(register, value);
+        }
+        let interrupt = Arc::new(VirtioInterrupt::new(interrupt, page));
         let registers = Registers::new(&sizes);
-        Ok(Self { memory, device, interrupt, queue_events, offered, registers, active: false })
+        let transport = Self { memory, device, interrupt, queue_events, offered, registers, active: false };
+        transport.show_registers();
+        transport.show_config();
+        Ok(transport)
     }
 
     /// One eventfd a queue, in the order of their indices, for as long as the transport lives.
@@ -84,33 +123,41 @@ impl MmioTransport {
         self.device.quiesce();
     }
 
+    fn page(&self) -> &RegisterPage {
+        &self.interrupt.page
+    }
+
     fn status(&self) -> u32 {
-        self.interrupt.status.load(Ordering::Acquire)
+        self.interrupt.device_status()
     }
 
     fn set_status_bit(&self, bit: u32) {
-        self.interrupt.status.fetch_or(bit, Ordering::AcqRel);
+        self.page().set_bits(reg::VIRTIO_MMIO_STATUS, bit);
     }
 
-    fn read_register(&self, offset: u32) -> u32 {
-        let queue = self.registers.queue();
-        match offset {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => VERSION,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => registers::word(self.offered, self.registers.device_features_sel),
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| q.max_size.into()),
-            reg::VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(|q| q.ready).into(),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.pending.load(Ordering::Acquire),
-            reg::VIRTIO_MMIO_STATUS => self.status(),
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation.load(Ordering::Acquire),
-            // There is no shared memory region: its length and base read as all ones (section 4.2.2).
-            reg::VIRTIO_MMIO_SHM_LEN_LOW
-            | reg::VIRTIO_MMIO_SHM_LEN_HIGH
-            | reg::VIRTIO_MMIO_SHM_BASE_LOW
-            | reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
+    /// Shows the driver the registers that depend on what it writes to others.
+    fn show_registers(&self) {
+        let (page, queue) = (self.page(), self.registers.queue());
+        let features = registers::word(self.offered, self.registers.device_features_sel);
+        page.set(reg::VIRTIO_MMIO_DEVICE_FEATURES, features);
+        page.set(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |q| q.max_size.into()));
+        page.set(reg::VIRTIO_MMIO_QUEUE_READY, queue.is_some_and(|q| q.ready).into());
+    }
+
+    /// Shows the driver the device's configuration. The device may change it at the same time on another thread and show it
+    /// itself; then what was read here may be the older one.
+    fn show_config(&self) {
+        let generation = || self.page().get(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+        loop {
+            let before = generation();
+            let mut config = [0; page::CONFIG_MAX];
+            self.device.read_config(0, &mut config);
+            self.page().set_config(&config);
+            // What was shown is visible before the question: else either side could miss the other.
+            fence(Ordering::SeqCst);
+            if generation() == before {
+                break;
+            }
         }
     }
 
@@ -122,10 +169,17 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_QUEUE_SEL => self.registers.queue_sel = value,
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
             reg::VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.interrupt.pending.fetch_and(!value, Ordering::AcqRel);
+                self.page().clear_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, value);
             }
-            reg::VIRTIO_MMIO_STATUS => self.write_status(value),
+            reg::VIRTIO_MMIO_STATUS => {
+                self.write_status(value);
+                // Until it is active, the device cannot tell of changes itself.
+                self.show_config();
+            }
             _ => self.configure_queue(offset, value),
+        }
+        if !matches!(offset, reg::VIRTIO_MMIO_QUEUE_NOTIFY | reg::VIRTIO_MMIO_INTERRUPT_ACK) {
+            self.show_registers();
         }
     }
 
@@ -222,8 +276,8 @@ impl MmioTransport {
         self.device.reset();
         self.active = false;
         self.registers.reset();
-        self.interrupt.pending.store(0, Ordering::Release);
-        self.interrupt.status.store(0, Ordering::Release);
+        self.page().set(reg::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
+        self.page().set(reg::VIRTIO_MMIO_STATUS, 0);
     }
 }
 
@@ -235,10 +289,8 @@ fn register(offset: u64, len: usize) -> Option<u32> {
 
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if offset >= CONFIG {
-            self.device.read_config(offset - CONFIG, data);
-        } else if let Some(register) = register(offset, data.len()) {
-            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        if offset >= CONFIG || register(offset, data.len()).is_some() {
+            self.page().read(offset, data);
         } else {
             data.fill(0);
         }
@@ -248,6 +300,7 @@ impl BusDevice for MmioTransport {
         if offset >= CONFIG {
             if self.status() & VIRTIO_CONFIG_S_DRIVER != 0 {
                 self.device.write_config(offset - CONFIG, data);
+                self.show_config();
             }
         } else if let Ok(value) = data.try_into().map(u32::from_le_bytes)
             && let Some(register) = register(offset, data.len())

@@ -102,8 +102,8 @@ impl Net {
         if let Err(error) = ops.remove(Events::empty_raw(self.backend.as_raw_fd())) {
             log::error!("cannot stop watching a network device's host side: {error}");
         }
-        if let Some(active) = &mut self.active {
-            active.interrupt.signal_config_change();
+        if let Some(active) = &self.active {
+            active.interrupt.signal_config_change(&self.config_space());
         }
         // Frames that wait for the backend wait for nothing now.
         self.call_again(TRANSMIT);

@@ -117,6 +117,17 @@ impl Net {
             watching: false,
         })
     }
+
+    /// mac, status, max_virtqueue_pairs (which says nothing without VIRTIO_NET_F_MQ), mtu (section 5.1.4).
+    fn config_space(&self) -> [u8; 12] {
+        let mut space = [0; 12];
+        space[..6].copy_from_slice(&self.settings.mac);
+        if self.link_up {
+            space[6..8].copy_from_slice(&VIRTIO_NET_S_LINK_UP.to_le_bytes()[..2]);
+        }
+        space[10..].copy_from_slice(&self.settings.mtu.unwrap_or_default().to_le_bytes());
+        space
+    }
 }
 
 impl VirtioDevice for Net {
@@ -141,14 +152,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // mac, status, max_virtqueue_pairs (which says nothing without VIRTIO_NET_F_MQ), mtu (section 5.1.4).
-        let mut space = [0; 12];
-        space[..6].copy_from_slice(&self.settings.mac);
-        if self.link_up {
-            space[6..8].copy_from_slice(&VIRTIO_NET_S_LINK_UP.to_le_bytes()[..2]);
-        }
-        space[10..].copy_from_slice(&self.settings.mtu.unwrap_or_default().to_le_bytes());
-        read_config_space(&space, offset, data);
+        read_config_space(&self.config_space(), offset, data);
     }
 
     /// Nothing in the configuration space is writable.

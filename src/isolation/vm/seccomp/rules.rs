@@ -53,5 +53,5 @@ pub(super) const READ: u32 = 2;
 
 /// The kind of all ioctls of KVM.
 pub(super) const KVM: u8 = 0xae;
-/// `KVM_IRQ_LINE`: a device without an irqfd raises its interrupt.
+/// `KVM_IRQ_LINE`: a device raises its interrupt.
 pub(super) const KVM_IRQ_LINE: u32 = ioctl(WRITE, 8, KVM, 0x61);

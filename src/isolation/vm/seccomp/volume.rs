@@ -1,6 +1,6 @@
 //! A thread `fs`: what a guest asks of one volume, below one directory. It is the only one that opens files.
 
-use super::rules::{DESCRIPTOR_FLAGS, KICK_AND_ABORT, NO_FILES, NO_NEW_CODE, TERMINAL_RESTORE, THREAD_NAME};
+use super::rules::{DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, TERMINAL_RESTORE, THREAD_NAME};
 use crate::host::seccomp::{Policy, Rule, Test};
 
 pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
@@ -10,7 +10,7 @@ const DEVICE: u32 = 0o020_000;
 
 const SPECIAL: &[(libc::c_long, Rule)] = &[
     (libc::SYS_mknodat, Rule::AllowIf { argument: 2, test: Test::NoneOfBits(DEVICE) }),
-    (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(&[TERMINAL_RESTORE]) }),
+    (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(&[KVM_IRQ_LINE, TERMINAL_RESTORE]) }),
     (libc::SYS_mmap, NO_NEW_CODE),
     (libc::SYS_mprotect, NO_NEW_CODE),
     (libc::SYS_prctl, THREAD_NAME),

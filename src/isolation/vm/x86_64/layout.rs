@@ -48,6 +48,9 @@ pub(crate) const VIRTIO_GSI: u32 = 5;
 /// The last input of the I/O APIC.
 pub(crate) const LAST_GSI: u32 = 23;
 
+/// The most virtio devices: each has a line of its own.
+pub(crate) const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - VIRTIO_GSI + 1) as usize;
+
 /// COM1's eight ports.
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 /// The ACPI sleep control, sleep status and reset registers, one port each.
