@@ -1,14 +1,16 @@
 //! Descriptor chains as lists of host buffers.
 //!
 //! The driver writes descriptors while the device reads them, so each is read once and checked here; what comes
-//! out points into guest memory for sure. The queue crate ends a chain silently where it is broken: this module
+//! out points into guest memory for sure. [`Descriptors`] end silently where they are broken: this module
 //! tells a broken chain from one that has ended.
 
 use std::marker::PhantomData;
 
 use libc::{c_void, iovec};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use super::descriptors::Descriptors;
+use super::rings;
 
 /// The most buffers that one system call takes (`UIO_MAXIOV` of Linux).
 const MAX_IOVECS: usize = 1024;
@@ -39,14 +41,6 @@ pub(super) enum QueueError {
     TooShort { head: u16, part: &'static str },
 }
 
-/// The next chain that the driver has made available, taken off the ring.
-pub(super) fn next<'m>(
-    queue: &mut Queue,
-    memory: &'m GuestMemoryMmap,
-) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, QueueError> {
-    Ok(queue.iter(memory)?.next())
-}
-
 /// One chain's buffers. Meant to be loaded again and again, to keep its allocations.
 #[derive(Default)]
 pub(super) struct Chain<'m> {
@@ -62,7 +56,7 @@ impl<'m> Chain<'m> {
     /// Takes over the buffers of `descriptors`, of which a sound driver has at most `limit`, the queue's size.
     pub(super) fn load(
         &mut self,
-        descriptors: DescriptorChain<&'m GuestMemoryMmap>,
+        descriptors: Descriptors<'m>,
         memory: &'m GuestMemoryMmap,
         limit: u16,
     ) -> Result<(), QueueError> {
@@ -83,6 +77,11 @@ impl<'m> Chain<'m> {
             } else {
                 return Err(QueueError::Order { head });
             };
+            if let Some(slice) = rings::slice(memory, descriptor.addr().0, descriptor.len() as usize) {
+                buffers.push(slice);
+                continue;
+            }
+            // What is neither empty nor outside lies in several regions.
             for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
                 let outside = QueueError::OutsideMemory { head, address: descriptor.addr().0, len: descriptor.len() };
                 buffers.push(slice.map_err(|_| outside)?);
@@ -136,6 +135,9 @@ impl<'m> Buffers<'m> {
     }
 
     fn push(&mut self, slice: VolatileSlice<'m>) {
+        if slice.is_empty() {
+            return;
+        }
         let iov_base = slice.ptr_guard_mut().as_ptr().cast::<c_void>();
         self.iovecs.push(iovec { iov_base, iov_len: slice.len() });
         self.len += slice.len();

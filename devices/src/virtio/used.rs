@@ -4,13 +4,15 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Error, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
 
 use super::chain::QueueError;
+use super::rings;
 
 /// The ring's flags and index precede its elements (section 2.7.8).
 const HEADER: u64 = 4;
+const INDEX: u64 = 2;
 const ELEMENT: u64 = 8;
 /// The available ring's elements are the heads of chains (section 2.7.6).
 const HEAD: u64 = 2;
@@ -36,8 +38,8 @@ impl Used {
         len: u32,
     ) -> Result<(), QueueError> {
         let slot = u64::from(queue.next_used().wrapping_add(self.hidden) % queue.size());
-        let at = address(queue.used_ring(), HEADER + slot * ELEMENT)?;
-        memory.write_obj(u64::from(head).to_le() | (u64::from(len) << 32).to_le(), at).map_err(memory_error)?;
+        let at = rings::address(queue.used_ring(), HEADER + slot * ELEMENT)?;
+        rings::store_pair(memory, at, [head.into(), len])?;
         self.hidden += 1;
         Ok(())
     }
@@ -49,7 +51,7 @@ impl Used {
         }
         let next = queue.next_used().wrapping_add(self.hidden);
         // Release: the buffers and elements are visible before the index is.
-        memory.store(next.to_le(), address(queue.used_ring(), 2)?, Ordering::Release).map_err(memory_error)?;
+        rings::store_u16(memory, rings::address(queue.used_ring(), INDEX)?, next, Ordering::Release)?;
         queue.set_next_used(next);
         self.unannounced += self.hidden;
         self.hidden = 0;
@@ -64,22 +66,11 @@ impl Used {
         }
         // The index is visible before the driver's wish is read: else both sides could wait for each other.
         fence(Ordering::SeqCst);
-        let read = |offset| {
-            let at = address(queue.avail_ring(), offset)?;
-            memory.load(at, Ordering::Relaxed).map(u16::from_le).map_err(memory_error)
-        };
+        let read = |offset| rings::load_u16(memory, rings::address(queue.avail_ring(), offset)?, Ordering::Relaxed);
         if !queue.event_idx_enabled() {
             return Ok(u32::from(read(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
         let used_event = read(HEADER + u64::from(queue.size()) * HEAD)?;
         Ok(queue.next_used().wrapping_sub(used_event).wrapping_sub(1) < new)
     }
-}
-
-fn address(ring: u64, offset: u64) -> Result<GuestAddress, QueueError> {
-    ring.checked_add(offset).map(GuestAddress).ok_or(QueueError::Ring(Error::AddressOverflow))
-}
-
-fn memory_error(error: GuestMemoryError) -> QueueError {
-    QueueError::Ring(Error::GuestMemory(error))
 }

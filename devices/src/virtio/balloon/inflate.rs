@@ -4,7 +4,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{PAGE, Reclaim};
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 
 /// The most pages of one list that are looked at: Linux lists 256. Those beyond are not given back.
 const PAGES_A_LIST: usize = 4096;
@@ -41,7 +42,7 @@ fn for_each_list(
     let mut lists = LISTS_A_TURN;
     loop {
         queue.disable_notification(memory)?;
-        while let Some(descriptors) = chain::next(queue, memory)? {
+        while let Some(descriptors) = descriptors::next(queue, memory)? {
             chain.load(descriptors, memory, queue.size())?;
             body(&mut chain)?;
             queue.add_used(memory, chain.head, 0)?;

@@ -5,7 +5,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{PAGE, Reclaim};
-use crate::virtio::chain::{self, QueueError};
+use crate::virtio::chain::QueueError;
+use crate::virtio::descriptors;
 
 /// The most reports before other devices get their turn. Linux puts up to 32 ranges in one.
 const REPORTS_A_TURN: u32 = 4;
@@ -15,7 +16,7 @@ pub(super) fn take(queue: &mut Queue, memory: &GuestMemoryMmap, reclaim: &dyn Re
     let mut reports = REPORTS_A_TURN;
     loop {
         queue.disable_notification(memory)?;
-        while let Some(report) = chain::next(queue, memory)? {
+        while let Some(report) = descriptors::next(queue, memory)? {
             let head = report.head_index();
             let limit = usize::from(queue.size());
             let mut ended = false;

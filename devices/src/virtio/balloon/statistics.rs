@@ -3,7 +3,8 @@
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 
 /// The length in bytes of an entry: a tag of 16 bits and a value of 64.
 const ENTRY: usize = 10;
@@ -62,7 +63,7 @@ pub(super) fn receive(
 ) -> Result<bool, QueueError> {
     let mut chain = Chain::default();
     for _ in 0..queue.size() {
-        let Some(descriptors) = chain::next(queue, memory)? else { break };
+        let Some(descriptors) = descriptors::next(queue, memory)? else { break };
         chain.load(descriptors, memory, queue.size())?;
         read(&mut chain, statistics);
         if let Some(previous) = held.replace(chain.head) {

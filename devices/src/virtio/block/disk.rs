@@ -68,6 +68,11 @@ pub(super) enum Access {
     Direct,
 }
 
+/// How many there are, for the kernel: one system call takes few.
+fn count(buffers: &[iovec]) -> c_int {
+    c_int::try_from(buffers.len()).unwrap_or(c_int::MAX)
+}
+
 impl Disk {
     pub(super) fn new(mut file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
@@ -122,15 +127,20 @@ impl Disk {
     /// Carries out `io` with the data in `chain`.
     pub(super) fn perform(&self, io: Io, chain: &mut Chain<'_>) -> io::Result<()> {
         match io {
-            Io::Read(from) => self.transfer(from.offset, &mut chain.writable, |fd, iov, count, offset| {
-                // SAFETY: The iovecs point into mapped guest memory (Buffers), and the kernel checks the rest.
-                unsafe { libc::preadv(fd, iov, count, offset) }
+            Io::Read(from) => self.transfer(from.offset, &mut chain.writable, |fd, buffers, offset| match buffers {
+                // A single buffer spares the kernel to copy a list.
+                // SAFETY: The buffers are in mapped guest memory (Buffers), and the kernel checks the rest.
+                [buffer] => unsafe { libc::pread(fd, buffer.iov_base, buffer.iov_len, offset) },
+                // SAFETY: The same.
+                _ => unsafe { libc::preadv(fd, buffers.as_ptr(), count(buffers), offset) },
             }),
             Io::Write { to, through } => {
                 let flags = if through { libc::RWF_DSYNC } else { 0 };
-                self.transfer(to.offset, &mut chain.readable, |fd, iov, count, offset| {
+                self.transfer(to.offset, &mut chain.readable, |fd, buffers, offset| match buffers {
                     // SAFETY: As for reading.
-                    unsafe { libc::pwritev2(fd, iov, count, offset, flags) }
+                    [buffer] if !through => unsafe { libc::pwrite(fd, buffer.iov_base, buffer.iov_len, offset) },
+                    // SAFETY: As for reading.
+                    _ => unsafe { libc::pwritev2(fd, buffers.as_ptr(), count(buffers), offset, flags) },
                 })
             }
             Io::Flush => self.file.sync_data(),
@@ -155,7 +165,7 @@ impl Disk {
         &self,
         offset: u64,
         buffers: &mut Buffers<'_>,
-        call: impl Fn(RawFd, *const iovec, c_int, off_t) -> isize,
+        call: impl Fn(RawFd, &[iovec], off_t) -> isize,
     ) -> io::Result<()> {
         // Checked when the disk was opened: all offsets are positive for the kernel too.
         let mut offset = offset.cast_signed();
@@ -164,9 +174,7 @@ impl Disk {
                 (Access::Direct, Some(direct)) => direct.as_raw_fd(),
                 _ => self.file.as_raw_fd(),
             };
-            let iovecs = buffers.iovecs();
-            let count = c_int::try_from(iovecs.len()).map_err(io::Error::other)?;
-            match call(file, iovecs.as_ptr(), count, offset) {
+            match call(file, buffers.iovecs(), offset) {
                 0 => return Err(ErrorKind::UnexpectedEof.into()),
                 done @ 1.. => {
                     offset += done as i64;

@@ -33,6 +33,7 @@ use super::{ActivateError, ActivationContext, VirtioDevice};
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::stream::doorbell;
 use crate::virtio::chain::Chain;
+use crate::virtio::used::Used;
 
 /// The largest size of the request queue.
 const QUEUE_SIZE: u16 = 256;
@@ -215,7 +216,8 @@ impl VirtioDevice for Block {
         let queue = queue.ok_or_else(|| ActivateError("the block device's queue is not enabled".to_owned()))?;
         let write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
         let rules = Rules { read_only: self.read_only, write_through, serial: self.serial };
-        self.handler = Some(QueueHandler { memory, queue, interrupt, rules, chain: Chain::default() });
+        self.handler =
+            Some(QueueHandler { memory, queue, used: Used::default(), interrupt, rules, chain: Chain::default() });
         self.queue_events = Some(queue_events);
         self.activated.write(1).map_err(|error| ActivateError(format!("the event loop cannot be told: {error}")))
     }

@@ -10,8 +10,10 @@ use super::disk::Disk;
 use super::request::{self, Request, Rules, Todo};
 use super::uring::Ring;
 use crate::rate_limiter::RateLimiter;
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::mmio::VirtioInterrupt;
+use crate::virtio::used::Used;
 
 /// How many bytes of requests are carried out before other devices get their turn, and before a monitor that wants the
 /// device's end is heard.
@@ -51,6 +53,7 @@ pub(super) struct Backend {
 pub(super) struct QueueHandler {
     pub(super) memory: GuestMemoryMmap,
     pub(super) queue: Queue,
+    pub(super) used: Used,
     pub(super) interrupt: Arc<VirtioInterrupt>,
     pub(super) rules: Rules,
     /// The chain at hand; kept for its allocations.
@@ -75,11 +78,8 @@ impl QueueHandler {
     /// # Errors
     /// The driver broke the queue. What was carried out before has been reported to it.
     pub(super) fn process(&mut self, backend: &mut Backend) -> Result<bool, Fault> {
-        let before = self.queue.next_used();
         let result = self.carry_out(backend);
-        if self.queue.next_used() != before && self.queue.needs_notification(&self.memory)? {
-            self.interrupt.signal_used_queue();
-        }
+        self.tell_driver()?;
         result
     }
 
@@ -88,13 +88,18 @@ impl QueueHandler {
     /// # Errors
     /// As for [`process`](Self::process).
     pub(super) fn finish(&mut self, backend: &mut Backend) -> Result<(), Fault> {
-        let before = self.queue.next_used();
         self.exchange(backend)?;
         while let Some(ring) = backend.ring.as_mut().filter(|ring| !ring.is_empty()) {
             ring.wait();
             self.exchange(backend)?;
         }
-        if self.queue.next_used() != before && self.queue.needs_notification(&self.memory)? {
+        self.tell_driver()
+    }
+
+    /// Shows the driver what has ended, all at once, and interrupts it if it wants to know.
+    fn tell_driver(&mut self) -> Result<(), Fault> {
+        self.used.publish(&mut self.queue, &self.memory)?;
+        if self.used.needs_interrupt(&self.queue, &self.memory)? {
             self.interrupt.signal_used_queue();
         }
         Ok(())
@@ -119,7 +124,7 @@ impl QueueHandler {
 
     /// Takes what is available off the queue.
     fn take(&mut self, backend: &mut Backend, requests: &mut u16, bytes: &mut usize) -> Result<Turn, Fault> {
-        let Self { memory, queue, rules, chain, .. } = self;
+        let Self { memory, queue, used, rules, chain, .. } = self;
         // SAFETY: The chain outlives this borrow, and is emptied before it is loaded again. What points into guest memory is
         // used only as long as this handler is there (see its documentation), and so is the memory.
         let memory: &'static GuestMemoryMmap = unsafe { &*std::ptr::from_ref(memory) };
@@ -130,7 +135,7 @@ impl QueueHandler {
             if backend.limiter.as_mut().is_some_and(|limiter| !limiter.admits()) {
                 return Ok(Turn::Throttled);
             }
-            let Some(descriptors) = chain::next(queue, memory)? else { return Ok(Turn::Empty) };
+            let Some(descriptors) = descriptors::next(queue, memory)? else { return Ok(Turn::Empty) };
             chain.load(descriptors, memory, queue.size())?;
             let head = chain.head;
             if backend.ring.as_ref().is_some_and(|ring| ring.is_busy(head)) {
@@ -154,7 +159,7 @@ impl QueueHandler {
                 (Todo::Report(status), _) => (status, false),
             };
             let written = request.finish(chain, status);
-            queue.add_used(memory, head, written).map_err(QueueError::from)?;
+            used.add(queue, memory, head, written)?;
             if slow {
                 return Ok(Turn::Full);
             }
@@ -164,11 +169,11 @@ impl QueueHandler {
     /// Tells the ring of what is new, and the driver of what has ended. Returns `false` where the ring is to be asked again.
     fn exchange(&mut self, backend: &mut Backend) -> Result<bool, Fault> {
         let Some(ring) = &mut backend.ring else { return Ok(true) };
-        let Self { memory, queue, .. } = self;
+        let Self { memory, queue, used, .. } = self;
         let submitted = ring.submit()?;
         ring.reap(&backend.disk, |ended| {
             let written = ended.request.finish(ended.chain, ended.result.into());
-            queue.add_used(&*memory, ended.chain.head, written).map_err(Fault::from)
+            used.add(queue, memory, ended.chain.head, written).map_err(Fault::from)
         })?;
         // Rests of requests that the host did in part.
         Ok(ring.submit()? && submitted)

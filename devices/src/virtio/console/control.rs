@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 
 /// The length in bytes of a message.
 const MESSAGE: usize = 8;
@@ -96,7 +97,7 @@ impl Outbox {
         loop {
             queue.disable_notification(memory)?;
             while let Some(message) = self.0.front() {
-                let Some(descriptors) = chain::next(queue, memory)? else { break };
+                let Some(descriptors) = descriptors::next(queue, memory)? else { break };
                 chain.load(descriptors, memory, queue.size())?;
                 if chain.writable.write(&message.to_wire()) < MESSAGE {
                     return Err(QueueError::TooShort { head: chain.head, part: "control message" });
@@ -114,7 +115,7 @@ impl Outbox {
 
 /// The driver's next message, if there is one.
 pub(super) fn receive(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<Option<Message>, QueueError> {
-    let Some(descriptors) = chain::next(queue, memory)? else { return Ok(None) };
+    let Some(descriptors) = descriptors::next(queue, memory)? else { return Ok(None) };
     let mut chain = Chain::default();
     chain.load(descriptors, memory, queue.size())?;
     let mut wire = [0; MESSAGE];

@@ -5,7 +5,8 @@ use vm_memory::GuestMemoryMmap;
 
 use super::{Callback, Port};
 use crate::stream::{Direction, Stream, would_block};
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 
 /// The most bytes that are moved for one port before the others get their turn.
 const BYTES_A_ROUND: usize = 1 << 20;
@@ -163,7 +164,7 @@ fn serve<'m>(
     let mut bytes = BYTES_A_ROUND;
     loop {
         queue.disable_notification(memory)?;
-        while let Some(descriptors) = chain::next(queue, memory)? {
+        while let Some(descriptors) = descriptors::next(queue, memory)? {
             chain.load(descriptors, memory, queue.size())?;
             match step(&mut chain, &mut bytes)? {
                 Served::Used(len) => queue.add_used(memory, chain.head, len)?,

@@ -11,7 +11,8 @@ use super::backend::{Backend, HEADER, Received};
 use super::scatter;
 use super::{QUEUE_SIZE, Stop};
 use crate::rate_limiter::RateLimiter;
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::used::Used;
 
 /// Where the header has its `num_buffers`, the last field.
@@ -142,7 +143,7 @@ impl Receiver {
         len: usize,
     ) -> Result<(), QueueError> {
         while (self.held.room < len || self.held.room == 0) && !self.is_exhausted() {
-            let Some(descriptors) = chain::next(&mut self.queue, memory)? else {
+            let Some(descriptors) = descriptors::next(&mut self.queue, memory)? else {
                 // Each time anew: with VIRTIO_F_EVENT_IDX a wish counts once.
                 self.notifications = true;
                 if self.queue.enable_notification(memory)? {

@@ -8,7 +8,8 @@ use vm_memory::GuestMemoryMmap;
 use super::Stop;
 use super::backend::{Backend, HEADER, MAX_FRAME};
 use crate::rate_limiter::RateLimiter;
-use crate::virtio::chain::{self, Buffers, Chain, QueueError};
+use crate::virtio::chain::{Buffers, Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::used::Used;
 
 /// How many bytes are moved before other devices get their turn.
@@ -62,7 +63,7 @@ impl Transmitter {
                 if limiter.as_mut().is_some_and(|limiter| !limiter.admits()) {
                     return Ok(Stop::Limit);
                 }
-                let Some(descriptors) = chain::next(&mut self.queue, memory)? else { break };
+                let Some(descriptors) = descriptors::next(&mut self.queue, memory)? else { break };
                 chain.load(descriptors, memory, self.queue.size())?;
                 let (head, len) = (chain.head, chain.readable.len());
                 if chain.writable.len() > 0 {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::doorbell::tell_driver;
 use crate::virtio::mmio::VirtioInterrupt;
 
@@ -42,7 +43,7 @@ impl QueueHandler {
         let (mut requests, mut bytes) = (queue.size(), BYTES_A_TURN);
         loop {
             queue.disable_notification(memory)?;
-            while let Some(descriptors) = chain::next(queue, memory)? {
+            while let Some(descriptors) = descriptors::next(queue, memory)? {
                 chain.load(descriptors, memory, queue.size())?;
                 // A used buffer has at least one byte in it (section 5.4.6.1).
                 if chain.writable.len() == 0 {

@@ -8,7 +8,8 @@ use vm_memory::GuestMemoryMmap;
 
 use super::muxer::Muxer;
 use super::packet::{HEADER, Header};
-use crate::virtio::chain::{self, Buffers, Chain, QueueError};
+use crate::virtio::chain::{Buffers, Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::doorbell::tell_driver;
 use crate::virtio::mmio::VirtioInterrupt;
 
@@ -58,7 +59,7 @@ impl Queues {
                 if !muxer.can_receive() {
                     return Ok(Stop::Full);
                 }
-                let Some(descriptors) = chain::next(queue, memory)? else { break };
+                let Some(descriptors) = descriptors::next(queue, memory)? else { break };
                 chain.load(descriptors, memory, queue.size())?;
                 let too_short = |part| QueueError::TooShort { head: chain.head, part };
                 let mut header = [0; HEADER];
@@ -103,7 +104,7 @@ impl Queues {
         let (mut packets, mut bytes) = (queue.size(), BYTES_A_TURN);
         queue.disable_notification(memory)?;
         while muxer.has_news() {
-            let Some(descriptors) = chain::next(queue, memory)? else {
+            let Some(descriptors) = descriptors::next(queue, memory)? else {
                 if queue.enable_notification(memory)? {
                     continue;
                 }
