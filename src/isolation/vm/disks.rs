@@ -57,7 +57,8 @@ impl Disk {
             block = block.with_direct(direct);
         }
         if spec.bandwidth.is_some() || spec.operations.is_some() {
-            let limits = RateLimits { bandwidth: spec.bandwidth.map(rate), operations: spec.operations.map(rate) };
+            let limits =
+                RateLimits { bandwidth: spec.bandwidth.map(Into::into), operations: spec.operations.map(Into::into) };
             block = block.with_limits(limits).map_err(failed())?;
         }
         block.with_engine(engine).map_err(|source| option_error(&spec, "engine=io_uring", source))
@@ -74,7 +75,9 @@ fn option_error(spec: &DiskSpec, option: &'static str, source: io::Error) -> VmE
     VmError::DiskOption { path: spec.path.clone(), option, source }
 }
 
-fn rate(rate: Rate) -> rate_limiter::Rate {
-    let with_default = rate_limiter::Rate::new(rate.per_second);
-    rate_limiter::Rate { burst: rate.burst.unwrap_or(with_default.burst), ..with_default }
+impl From<Rate> for rate_limiter::Rate {
+    fn from(rate: Rate) -> Self {
+        let with_default = Self::new(rate.per_second);
+        Self { burst: rate.burst.unwrap_or(with_default.burst), ..with_default }
+    }
 }

@@ -2,13 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use amphi_devices::rate_limiter::{self, RateLimits};
+use amphi_devices::rate_limiter::RateLimits;
 use amphi_devices::virtio::net::{Backend, FrameSocket, Net, Settings, Tap, TapError};
 use amphi_guest_init::Interface;
 
 use super::error::VmError;
 use super::passt::{Passt, PasstError};
-use crate::spec::{Link, LinkLimits, MacAddress, Network, Rate};
+use crate::spec::{Link, LinkLimits, MacAddress, Network};
 
 /// The guest's module for its network device.
 pub(super) const MODULE: &str = "virtio_net";
@@ -80,11 +80,7 @@ fn device(backend: Box<dyn Backend>, link: &Link, mtu: u16) -> Result<Net, VmErr
 }
 
 fn limits(limits: LinkLimits) -> RateLimits {
-    let rate = |rate: Rate| rate_limiter::Rate {
-        burst: rate.burst.unwrap_or(rate_limiter::Rate::new(rate.per_second).burst),
-        per_second: rate.per_second,
-    };
-    RateLimits { bandwidth: limits.bandwidth.map(rate), operations: limits.operations.map(rate) }
+    RateLimits { bandwidth: limits.bandwidth.map(Into::into), operations: limits.operations.map(Into::into) }
 }
 
 fn tap_error(name: &str, source: TapError) -> NetworkError {
