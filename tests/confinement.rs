@@ -43,6 +43,8 @@ const EXPECTED: [(&str, &[&str]); 5] = [
     (
         "fs",
         &[
+            // The guest's interrupt.
+            "ioctl",
             "epoll_wait",
             "epoll_ctl",
             "futex",

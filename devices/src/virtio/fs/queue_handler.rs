@@ -6,7 +6,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::session::Session;
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::doorbell::tell_driver;
 use crate::virtio::mmio::VirtioInterrupt;
 
@@ -39,7 +40,7 @@ fn carry_out(queue: &mut Queue, memory: &GuestMemoryMmap, session: &mut Session)
     let mut requests = REQUESTS_A_TURN;
     loop {
         queue.disable_notification(memory)?;
-        while let Some(descriptors) = chain::next(queue, memory)? {
+        while let Some(descriptors) = descriptors::next(queue, memory)? {
             chain.load(descriptors, memory, queue.size())?;
             let written = session.serve(&mut chain)?;
             queue.add_used(memory, chain.head, written)?;

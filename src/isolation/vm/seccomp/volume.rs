@@ -1,6 +1,8 @@
 //! A thread `fs`: what a guest asks of one volume, below one directory. It is the only one that opens files.
 
-use super::rules::{DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, TERMINAL_RESTORE, THREAD_NAME};
+use super::rules::{
+    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, TERMINAL_RESTORE, THREAD_NAME,
+};
 use crate::host::seccomp::{Policy, Rule, Test};
 
 pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
