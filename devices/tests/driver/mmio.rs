@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use amphi_devices::BusDevice;
-use amphi_devices::virtio::mmio::{NOTIFY_OFFSET, VirtioInterrupt};
+use amphi_devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET, RegisterPages, VirtioInterrupt};
 use amphi_devices::virtio::{ActivateError, ActivationContext, VirtioDevice};
 use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::guest::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, F_EVENT_IDX, F_VERSION_1, FEATURES_OK, Guest, INTERRUPT_ACK, INTERRUPT_STATUS,
@@ -258,6 +259,49 @@ fn interrupts_stay_until_acknowledged() {
     interrupt.needs_reset();
     assert_eq!(guest.read(STATUS), RUNNING | NEEDS_RESET);
     assert_eq!(interrupt.device_status(), RUNNING | NEEDS_RESET);
+}
+
+#[test]
+fn the_registers_page_shows_what_reads_give() {
+    let pages = RegisterPages::new(2).unwrap();
+    assert!(pages.page(2).is_none());
+    let line = Box::new(EventFd::new(0).unwrap());
+    let device = Box::new(Noting::default());
+    let page = pages.page(1).unwrap();
+    let mut transport = MmioTransport::with_registers(crate::guest::memory(), device, line, page).unwrap();
+    let compare = |transport: &mut MmioTransport| {
+        for offset in (0..0x1000).step_by(4) {
+            let mut read = [0; 4];
+            transport.read(offset, &mut read);
+            let shown = pages.host_address().wrapping_add(0x1000 + offset as usize);
+            // SAFETY: The second page begins at 0x1000, is mapped, and nobody else has it here.
+            assert_eq!(unsafe { shown.cast::<[u8; 4]>().read_volatile() }, read, "{offset:#x}");
+        }
+    };
+    compare(&mut transport);
+    // Status, both halves of the features, a queue, and the configuration, in an order that a driver has.
+    let writes = [
+        (0x70, 1),
+        (0x70, 3),
+        (0x14, 1),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x30, 1),
+        (0x38, 8),
+        (0x44, 1),
+        (0x100, 7),
+    ];
+    for (offset, value) in writes {
+        transport.write(offset, &u32::to_le_bytes(value));
+        compare(&mut transport);
+    }
+    let mut queue_is_ready = [0; 4];
+    transport.read(0x44, &mut queue_is_ready);
+    assert_eq!(queue_is_ready, [1, 0, 0, 0]);
+    // SAFETY: The first page is mapped as well.
+    let neighbour = unsafe { pages.host_address().cast::<[u8; 0x1000]>().read_volatile() };
+    assert_eq!(neighbour, [0; 0x1000]);
 }
 
 #[test]
