@@ -15,7 +15,7 @@ pub(crate) const MARK: &str = "block-bench";
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Load {
+struct Load {
     write: bool,
     /// The size of a request in bytes, whole blocks.
     size: usize,
@@ -35,7 +35,7 @@ const fn sequential(write: bool) -> Load {
     Load { write, size: 1 << 20, depth: 1, sequential: true, count: 20 }
 }
 
-pub(crate) const LOADS: [Load; 6] =
+const LOADS: [Load; 6] =
     [random(false, 1), random(true, 1), random(false, 32), random(true, 32), sequential(false), sequential(true)];
 
 impl fmt::Display for Load {
@@ -43,6 +43,11 @@ impl fmt::Display for Load {
         let (kib, kind) = (self.size >> 10, if self.write { "write" } else { "read" });
         write!(f, "{kib}K-{kind}-{}", self.depth)
     }
+}
+
+/// What the loads are called in a report.
+pub(crate) fn names() -> Vec<String> {
+    LOADS.iter().map(ToString::to_string).collect()
 }
 
 /// PID 1's whole life.

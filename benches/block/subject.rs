@@ -1,54 +1,19 @@
 //! What is measured: VMMs with the same kernel, the same initramfs and the same disk.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use amphi::kernel::Kernel;
 
-use crate::guest::MARK;
+use crate::guest;
+use crate::loads::Subject;
 use crate::newc::entry;
-use crate::world::progress;
+use crate::world::{self, progress};
 
 const MEMORY_MIB: u32 = 128;
 const DISK_MIB: u64 = 64;
 /// Firecracker adds `pci=off` to what it is given, and so does amphi.
 const COMMAND_LINE: &str = "quiet console=ttyS0 reboot=k panic=-1 nomodule pci=off";
-
-/// Nanoseconds a request, by the name of the load.
-pub(crate) type Figures = HashMap<String, u64>;
-
-/// One VMM with one way of doing I/O.
-pub(crate) struct Subject {
-    pub(crate) name: String,
-    /// Whether all figures are also given in relation to this one's.
-    pub(crate) is_peer: bool,
-    command: Vec<String>,
-}
-
-impl Subject {
-    /// Runs the guest, and returns the nanoseconds a request of each load.
-    pub(crate) fn measure(&self) -> Result<Figures, String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", self.name);
-        let output = Command::new(&self.command[0])
-            .args(&self.command[1..])
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(failed)?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let figures = said.lines().filter_map(|line| {
-            let mut words = line[line.find(MARK)?..].split_ascii_whitespace().skip(1);
-            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
-        });
-        let figures: Figures = figures.collect();
-        if figures.len() == crate::guest::LOADS.len() {
-            return Ok(figures);
-        }
-        Err(format!("{}: {}: {said}{}", self.name, output.status, String::from_utf8_lossy(&output.stderr)))
-    }
-}
 
 /// All that can be measured here, with everything that it needs below `directory`.
 pub(crate) fn all(directory: &Path) -> Result<Vec<Subject>, String> {
@@ -61,6 +26,10 @@ pub(crate) fn all(directory: &Path) -> Result<Vec<Subject>, String> {
             subjects.push(files.firecracker("Async")?);
         }
         None => progress("no FIRECRACKER=PATH given: not compared"),
+    }
+    match world::qemu() {
+        Some(program) => subjects.extend(["threads", "io_uring"].map(|engine| files.qemu(&program, engine))),
+        None => progress("no qemu-system-x86_64 here, nor QEMU=PATH given: not compared"),
     }
     Ok(subjects)
 }
@@ -100,7 +69,7 @@ impl Files {
             format!("--kernel-arg={COMMAND_LINE}"),
             format!("--disk={},engine={engine}", self.path("disk")),
         ];
-        Subject { name: format!("amphi, {engine}"), is_peer: false, command: words.into() }
+        Subject { name: format!("amphi, {engine}"), is_peer: false, command: words.into(), loads: guest::names() }
     }
 
     fn firecracker(&self, engine: &str) -> Result<Subject, String> {
@@ -117,6 +86,38 @@ impl Files {
         let path = self.path(&format!("{engine}.json"));
         fs::write(&path, config.to_string()).map_err(|error| format!("{path}: {error}"))?;
         let words = [&self.path("firecracker"), "--no-api", "--config-file", &path].map(ToOwned::to_owned);
-        Ok(Subject { name: format!("Firecracker, {engine}"), is_peer: true, command: words.into() })
+        Ok(Subject {
+            name: format!("Firecracker, {engine}"),
+            is_peer: true,
+            command: words.into(),
+            loads: guest::names(),
+        })
+    }
+
+    /// QEMU's microvm machine has no keyboard controller: its guests end by a triple fault.
+    fn qemu(&self, program: &Path, engine: &str) -> Subject {
+        let drive = format!("id=disk,if=none,format=raw,aio={engine},file={}", self.path("disk"));
+        let line = COMMAND_LINE.replace("reboot=k", "reboot=t");
+        let (kernel, initrd, memory) = (self.path("vmlinux"), self.path("initrd"), MEMORY_MIB.to_string());
+        let machine = "microvm,accel=kvm,pit=off,pic=off,rtc=off,auto-kernel-cmdline=off,isa-serial=on";
+        let options = [
+            ("-M", machine),
+            ("-cpu", "host"),
+            ("-m", &memory),
+            ("-display", "none"),
+            ("-serial", "stdio"),
+            ("-kernel", &kernel),
+            ("-initrd", &initrd),
+            ("-append", &line),
+            ("-drive", &drive),
+            ("-device", "virtio-blk-device,drive=disk"),
+            // Otherwise devices are those of virtio 0.9.
+            ("-global", "virtio-mmio.force-legacy=false"),
+        ];
+        let program = program.display().to_string();
+        let flags = ["-nodefaults", "-no-user-config", "-no-reboot"].map(ToOwned::to_owned);
+        let words = options.iter().flat_map(|(option, value)| [*option, *value]).map(ToOwned::to_owned);
+        let command = std::iter::once(program).chain(flags).chain(words).collect();
+        Subject { name: format!("QEMU microvm, {engine}"), is_peer: false, command, loads: guest::names() }
     }
 }

@@ -1,6 +1,6 @@
 //! Where the bench runs: here, where KVM runs kernels, else in the lab, with instruction counting.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Set in the lab, so that the program knows that it is there.
@@ -30,6 +30,16 @@ pub(crate) fn unit() -> &'static str {
     } else {
         "milliseconds"
     }
+}
+
+/// The QEMU to compare with: `QEMU=PATH`, else that of PATH.
+#[allow(dead_code, reason = "not every bench compares with it")]
+pub(crate) fn qemu() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("QEMU").filter(|path| !path.is_empty()) {
+        return Some(path.into());
+    }
+    let directories = std::env::var_os("PATH")?;
+    std::env::split_paths(&directories).map(|directory| directory.join("qemu-system-x86_64")).find(|path| path.exists())
 }
 
 /// Runs this program again in the lab.
