@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::harness::installed::{self, Kernel};
 use crate::harness::leftovers::Snapshot;
 use crate::harness::{Amphi, Case, Finished, Isolation, both, container, vm};
 
@@ -20,7 +21,12 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     let mut cases: Vec<_> = alone.into_iter().flatten().map(Case::alone).collect();
     cases.push(vm("a_guest_that_ends_first_is_an_error", a_guest_that_ends_first_is_an_error));
-    cases.push(vm("a_guest_whose_kernel_panics_is_an_error", a_guest_whose_kernel_panics_is_an_error));
+    cases.push(vm("a_guest_whose_kernel_panics_is_an_error", || {
+        a_guest_whose_kernel_panics_is_an_error(&installed::own())
+    }));
+    cases.push(vm("a_panic_of_a_stock_kernel_is_an_error", || {
+        a_guest_whose_kernel_panics_is_an_error(&installed::stock("6.12."));
+    }));
     cases.extend(both("several_at_once", several_at_once));
     cases
 }
@@ -117,8 +123,9 @@ fn a_guest_that_ends_first_is_an_error() {
     }
 }
 
-fn a_guest_whose_kernel_panics_is_an_error() {
-    let finished = Amphi::sh(Isolation::Vm, "echo c >/proc/sysrq-trigger; sleep 60").finish().expect(125);
+fn a_guest_whose_kernel_panics_is_an_error(kernel: &Kernel) {
+    let panic = Amphi::sh(Isolation::Vm, "echo c >/proc/sysrq-trigger; sleep 60");
+    let finished = panic.with(["--kernel", &kernel.name]).finish().expect(125);
     for word in ["the guest's kernel panicked", "sysrq triggered crash"] {
         assert!(finished.errors().contains(word), "the error does not say {word:?} {finished}");
     }

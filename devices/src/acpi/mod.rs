@@ -1,0 +1,4 @@
+//! Devices that a guest finds by its ACPI tables.
+
+pub mod generation;
+pub mod watchdog;
