@@ -9,9 +9,9 @@
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vmm_sys_util::timerfd::TimerFd;
+use crate::timer::{self, Timer};
 
 const NANOSECONDS: u128 = 1_000_000_000;
 /// The part of a second whose tokens a bucket holds where nobody says how many.
@@ -50,40 +50,6 @@ pub struct RateLimits {
     pub operations: Option<Rate>,
 }
 
-/// A clock, and a timer that goes by it. Its descriptor is readable once the timer has expired.
-pub trait Timer: AsRawFd + Send {
-    /// The time since some instant. It never goes back.
-    fn now(&self) -> Duration;
-
-    /// Expires once, when `wait` has passed, and not at any time that was set before.
-    ///
-    /// # Errors
-    /// The host refuses it.
-    fn set(&mut self, wait: Duration) -> io::Result<()>;
-}
-
-/// The monotonic clock, and a timerfd.
-struct Monotonic {
-    start: Instant,
-    timer: TimerFd,
-}
-
-impl Timer for Monotonic {
-    fn now(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    fn set(&mut self, wait: Duration) -> io::Result<()> {
-        Ok(self.timer.reset(wait, None)?)
-    }
-}
-
-impl AsRawFd for Monotonic {
-    fn as_raw_fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
-    }
-}
-
 /// The limits of one direction of one device.
 ///
 /// Before each request the device asks [`admits`](Self::admits), and after it says with [`charge`](Self::charge) what it
@@ -101,7 +67,7 @@ impl RateLimiter {
     /// # Errors
     /// No timer can be made.
     pub fn new(limits: RateLimits) -> io::Result<Self> {
-        Ok(Self::with_timer(limits, Box::new(Monotonic { start: Instant::now(), timer: TimerFd::new()? })))
+        Ok(Self::with_timer(limits, timer::monotonic()?))
     }
 
     /// The same on a clock and a timer of the caller's.

@@ -1,19 +1,21 @@
-//! The ports of a microVM: serial console, power, reset, and what lies between them.
+//! The ports of a microVM: serial console, power, reset, watchdog, and what lies between them.
 #![no_main]
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use amphi_devices::acpi::watchdog::{Expired, WATCHDOG_SIZE, Watchdog};
 use amphi_devices::legacy::PowerEvents;
 use amphi_devices::legacy::power::{POWER_SIZE, PowerControl};
 use amphi_devices::legacy::reset::{KEYBOARD_CONTROLLER_PORT, KeyboardReset};
 use amphi_devices::legacy::serial::{COM1_PORT, SERIAL_SIZE, Serial};
-use amphi_devices::{Bus, Interrupt};
+use amphi_devices::{Bus, Interrupt, timer};
 use amphi_fuzz::Input;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use libfuzzer_sys::fuzz_target;
 
 const POWER: u64 = 0x600;
+const WATCHDOG: u64 = 0x610;
 
 struct Line;
 
@@ -31,6 +33,14 @@ impl PowerEvents for Power {
     fn panicked(&self) {}
 }
 
+struct Silence;
+
+impl Expired for Silence {
+    fn expired(&self) -> bool {
+        true
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let (reader, mut writer) = io::pipe().expect("descriptors");
     io::Write::write_all(&mut writer, bytes.get(..1024).unwrap_or(bytes)).expect("it fits");
@@ -44,10 +54,16 @@ fuzz_target!(|bytes: &[u8]| {
     let reset = Arc::new(Mutex::new(KeyboardReset::new(Arc::new(Power))));
     bus.insert(KEYBOARD_CONTROLLER_PORT, 1, reset).expect("a free port");
 
+    let mut watchdog = Watchdog::new(300, timer::monotonic().expect("a timer"), Box::new(Silence));
+    watchdog.start().expect("a timer");
+    let watchdog = Arc::new(Mutex::new(watchdog));
+    events.add_subscriber(Box::new(Arc::clone(&watchdog)));
+    bus.insert(WATCHDOG, WATCHDOG_SIZE, Arc::clone(&watchdog) as _).expect("free ports");
+
     let mut input = Input::new(bytes);
     while !input.is_empty() {
         let [selector, offset] = input.take();
-        let port = [COM1_PORT, POWER, KEYBOARD_CONTROLLER_PORT, COM1_PORT][usize::from(selector & 3)];
+        let port = [COM1_PORT, POWER, KEYBOARD_CONTROLLER_PORT, WATCHDOG][usize::from(selector & 3)];
         let port = (port + u64::from(offset % 16)).saturating_sub(u64::from(selector >> 2 & 1));
         let len = [1, 1, 2, 4][usize::from(selector >> 3 & 3)];
         match selector >> 5 {
@@ -56,4 +72,6 @@ fuzz_target!(|bytes: &[u8]| {
             _ => bus.write(port, &input.take::<4>()[..len]),
         }
     }
+    let state = watchdog.lock().expect("nothing has panicked").state();
+    assert!((1..=300).contains(&state.length), "{state:?}");
 });

@@ -37,7 +37,7 @@ const RUNNING: u32 = 1 << 0;
 
 /// Who hears of a guest that does not feed its watchdog. Called on the event loop's thread.
 pub trait Expired: Send {
-    /// The countdown has ended. Returns whether there is to be another one, of the same length: a guest that has been
+    /// The countdown has ended. Returns whether there is to be another one, the longest possible: a guest that has been
     /// woken some other way gets that long to show it.
     fn expired(&self) -> bool;
 }
@@ -129,6 +129,7 @@ impl Watchdog {
                 self.deadline = None;
                 return;
             }
+            self.length = self.longest;
             self.feed();
         }
         self.arm();
@@ -202,7 +203,7 @@ mod tests {
 
         fn set(&mut self, wait: Duration) -> io::Result<()> {
             assert_ne!(wait, Duration::ZERO, "that would stop a timer");
-            self.set_for.store((self.now() + wait).as_millis() as u64, Ordering::Relaxed);
+            self.set_for.store(u64::try_from((self.now() + wait).as_millis()).unwrap(), Ordering::Relaxed);
             Ok(())
         }
     }
@@ -261,7 +262,8 @@ mod tests {
     fn a_second_countdown_follows_where_it_is_wanted() {
         let (mut watchdog, clock, listener) = watchdog();
         listener.1.store(true, Ordering::Relaxed);
-        pass(&mut watchdog, &clock, 5001);
+        watchdog.write(COUNTDOWN, &u32::to_le_bytes(10));
+        pass(&mut watchdog, &clock, 1001);
         listener.1.store(false, Ordering::Relaxed);
         pass(&mut watchdog, &clock, 4990);
         assert_eq!(listener.0.load(Ordering::Relaxed), 1);

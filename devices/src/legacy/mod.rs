@@ -1,5 +1,6 @@
 //! The few devices of a PC that a microVM still has.
 
+pub mod nmi;
 pub mod panic;
 pub mod power;
 pub mod reset;

@@ -11,6 +11,7 @@ mod doorbell;
 pub mod fs;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 mod rings;
 pub mod rng;
 mod used;

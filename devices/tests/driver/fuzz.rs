@@ -12,7 +12,7 @@ use amphi_devices::virtio::rng::Rng;
 
 use crate::block::{self, file};
 use crate::guest::Guest;
-use crate::{balloon, program, vsock};
+use crate::{balloon, pmem, program, vsock};
 
 /// Xorshift, for numbers that are the same in every run.
 pub(crate) struct Random(u64);
@@ -55,6 +55,7 @@ fn devices() -> Vec<Guest> {
         Guest::new(Net::new(Box::new(loopback), Settings::default()).unwrap()),
         Guest::new(Rng::new().unwrap()),
         balloon::balloon(),
+        pmem::guest(Some(file())),
         Guest::new(vsock::device(&vsock::Folder::new())),
     ]
 }

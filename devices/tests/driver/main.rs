@@ -12,6 +12,7 @@ mod hostile;
 mod legacy;
 mod mmio;
 mod net;
+mod pmem;
 mod program;
 mod rng;
 mod tap;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use crate::virtio::chain::{self, Chain, QueueError};
+use crate::virtio::chain::{Chain, QueueError};
+use crate::virtio::descriptors;
 use crate::virtio::doorbell::tell_driver;
 use crate::virtio::mmio::VirtioInterrupt;
 
@@ -60,7 +61,7 @@ fn take<'m>(
     requests: &mut Vec<(Chain<'m>, u32)>,
 ) -> Result<(), QueueError> {
     for _ in 0..queue.size() {
-        let Some(descriptors) = chain::next(queue, memory)? else { break };
+        let Some(descriptors) = descriptors::next(queue, memory)? else { break };
         let mut chain = Chain::default();
         chain.load(descriptors, memory, queue.size())?;
         let mut kind = [0; 4];

@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amphi_devices::rate_limiter::{Rate, RateLimiter, RateLimits, Timer};
+use amphi_devices::rate_limiter::{Rate, RateLimiter, RateLimits};
+use amphi_devices::timer::Timer;
 use amphi_devices::virtio::block::Engine;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
