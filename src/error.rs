@@ -48,6 +48,9 @@ pub(crate) enum CliError {
     /// A directly booted guest came to a bad end.
     #[error("the guest's kernel panicked")]
     GuestPanicked,
+    /// A directly booted guest was silent for too long.
+    #[error("the guest did not feed its watchdog (--watchdog)")]
+    GuestHung,
     /// A direct boot failed.
     #[error(transparent)]
     Vm(#[from] VmError),

@@ -22,11 +22,13 @@ mod limits;
 mod network;
 mod parity;
 mod pause;
+mod pmem;
 mod process;
 mod streams;
 mod stress;
 mod volumes;
 mod vsock;
+mod watchdog;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         cli::cases(),
         block::cases(),
         streams::cases(),
+        pmem::cases(),
         process::cases(),
         limits::cases(),
         lifecycle::cases(),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         pause::cases(),
         volumes::cases(),
         vsock::cases(),
+        watchdog::cases(),
         balloon::cases(),
         stress::cases(),
     ];

@@ -164,7 +164,7 @@ impl TryFrom<OsString> for DiskSpec {
 }
 
 /// What comes before the first comma that stands alone, and what after it.
-fn split_path(text: &[u8]) -> (Vec<u8>, Option<&[u8]>) {
+pub(super) fn split_path(text: &[u8]) -> (Vec<u8>, Option<&[u8]>) {
     let mut path = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {

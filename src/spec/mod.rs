@@ -4,11 +4,13 @@ mod balloon;
 mod builder;
 mod disk;
 mod network;
+mod pmem;
 mod rate;
 mod resources;
 mod short_id;
 mod vm_devices;
 mod volume;
+mod watchdog;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,11 +23,13 @@ pub use network::{
     Link, LinkLimits, MacAddress, Network, ParseMacError, ParseNetworkError, ParsePortError, PortMapping, Protocol,
     TapNetwork, UserNetwork,
 };
+pub use pmem::{ParsePmemError, PmemSpec};
 pub use rate::{ParseRateError, Rate};
 pub use resources::{CpuLimit, MemorySize, ParseCpuLimitError, ParseMemorySizeError};
 pub(crate) use short_id::short_id;
 pub use vm_devices::{VmDevices, Vsock, VsockError};
 pub use volume::{Volume, VolumeError};
+pub use watchdog::{ParseWatchdogError, Watchdog, WatchdogAction};
 
 use crate::image::Rootfs;
 

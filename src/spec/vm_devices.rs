@@ -4,25 +4,38 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::builder::SpecError;
-use super::{Balloon, DiskSpec};
+use super::{Balloon, DiskSpec, PmemSpec, Watchdog, WatchdogAction};
 
 /// The devices of a microVM beyond those that every one has. A container has no devices of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmDevices {
     /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
     pub disks: Vec<DiskSpec>,
+    /// Files as persistent memory, in the order in which the guest sees them.
+    pub pmem: Vec<PmemSpec>,
     /// A socket device.
     pub vsock: Option<Vsock>,
     /// A memory balloon.
     pub balloon: Option<Balloon>,
+    /// A watchdog.
+    pub watchdog: Option<Watchdog>,
+    /// Whether there is an identifier by which the guest learns that it goes on as another machine.
+    pub generation_id: bool,
 }
 
 impl VmDevices {
     /// The option that asks for the first of these devices; `None` where none is asked for.
     pub(crate) fn first_option(&self) -> Option<&'static str> {
-        [("--disk", !self.disks.is_empty()), ("--vsock", self.vsock.is_some()), ("--balloon", self.balloon.is_some())]
-            .into_iter()
-            .find_map(|(option, asked)| asked.then_some(option))
+        [
+            ("--disk", !self.disks.is_empty()),
+            ("--pmem", !self.pmem.is_empty()),
+            ("--vsock", self.vsock.is_some()),
+            ("--balloon", self.balloon.is_some()),
+            ("--watchdog", self.watchdog.is_some()),
+            ("--generation-id", self.generation_id),
+        ]
+        .into_iter()
+        .find_map(|(option, asked)| asked.then_some(option))
     }
 
     /// Refuses devices whose settings make no sense.
@@ -33,17 +46,42 @@ impl VmDevices {
         Ok(())
     }
 
+    /// What the guest's kernel has to be told on its command line for these devices to have their effect.
+    pub(crate) fn kernel_arguments(&self) -> Vec<String> {
+        let mut arguments = self.module_parameters();
+        // Of an interrupt whose reason it cannot find out, it would only complain.
+        if self.watchdog.is_some_and(|watchdog| watchdog.action == WatchdogAction::Panic) {
+            arguments.push("unknown_nmi_panic".to_owned());
+        }
+        arguments
+    }
+
+    /// What the modules of these devices have to be told where they are no part of the kernel: `MODULE.PARAMETER=VALUE`.
+    pub(crate) fn module_parameters(&self) -> Vec<String> {
+        // The driver sets 30 seconds otherwise.
+        self.watchdog.iter().map(|watchdog| format!("wdat_wdt.timeout={}", watchdog.seconds)).collect()
+    }
+
     /// The kernel modules that drive these devices, for kernels that have them as modules.
     pub(crate) fn modules(&self) -> Vec<&'static str> {
         let mut modules = Vec::new();
         if !self.disks.is_empty() {
             modules.push("virtio_blk");
         }
+        if !self.pmem.is_empty() {
+            modules.extend(["virtio_pmem", "nd_pmem"]);
+        }
         if self.vsock.is_some() {
             modules.push("vmw_vsock_virtio_transport");
         }
         if self.balloon.is_some() {
             modules.push("virtio_balloon");
+        }
+        if self.watchdog.is_some() {
+            modules.push("wdat_wdt");
+        }
+        if self.generation_id {
+            modules.push("vmgenid");
         }
         modules
     }

@@ -26,6 +26,8 @@ const ROOT_DISK: u8 = 2;
 pub struct InitSpec {
     /// File names below [`MODULES_DIR`](crate::MODULES_DIR), in loading order.
     pub modules: Vec<String>,
+    /// What modules are told when they are loaded, as on a kernel's command line: `MODULE.PARAMETER=VALUE`.
+    pub module_parameters: Vec<String>,
     /// Where the root file system is.
     pub root: Root,
     /// Whether `/` refuses writes.
@@ -153,6 +155,7 @@ impl InitSpec {
             }
         }
         out.list(&self.modules);
+        out.list(&self.module_parameters);
         out.bytes(&self.hostname);
         out.list(&self.argv);
         out.list(&self.env);
@@ -209,9 +212,10 @@ impl InitSpec {
             ROOT_DISK => Root::Disk { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
             _ => return None,
         };
-        let modules = reader.list()?.into_iter().map(String::from_utf8).collect::<Result<_, _>>().ok()?;
+        let strings = |list: Vec<Vec<u8>>| list.into_iter().map(String::from_utf8).collect::<Result<_, _>>().ok();
         let spec = Self {
-            modules,
+            modules: strings(reader.list()?)?,
+            module_parameters: strings(reader.list()?)?,
             root,
             read_only: flags & FLAG_READ_ONLY != 0,
             hostname: reader.bytes()?.to_vec(),
@@ -268,6 +272,7 @@ mod tests {
     fn full() -> InitSpec {
         InitSpec {
             modules: vec!["000-virtio.ko".into(), "001-virtio_mmio.ko".into()],
+            module_parameters: vec!["virtio_mmio.x=1".into()],
             root: Root::Layered { device: b"/dev/vda".to_vec(), fstype: b"erofs".to_vec() },
             read_only: true,
             hostname: b"h".to_vec(),

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use amphi::spec::{
-    Balloon, CpuLimit, DiskSpec, MemorySize, Network, PortMapping, UserNetwork, VmDevices, Volume, Vsock,
+    Balloon, CpuLimit, DiskSpec, MemorySize, Network, PmemSpec, PortMapping, UserNetwork, VmDevices, Volume, Vsock,
+    Watchdog,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -96,12 +97,21 @@ pub(crate) struct RunArgs {
     /// engine=auto|io_uring|sync, bandwidth=SIZE/s, ops=N/s
     #[arg(long, value_name = "FILE[,OPTION]...", value_parser = OsStringValueParser::new().try_map(DiskSpec::try_from))]
     pub(super) disk: Vec<DiskSpec>,
+    /// Give the guest a file as persistent memory, which it shares with the host's page cache; may be repeated (vm only)
+    #[arg(long, value_name = "FILE[,ro]", value_parser = OsStringValueParser::new().try_map(PmemSpec::try_from))]
+    pub(super) pmem: Vec<PmemSpec>,
     /// Connect sockets of the guest (vsock) with UNIX sockets at PATH and PATH_PORT (vm only)
     #[arg(long, value_name = "PATH[,cid=N]")]
     pub(super) vsock: Option<Vsock>,
     /// Give the guest a memory balloon with SIZE in it, 0 for an empty one (vm only)
     #[arg(long, value_name = "SIZE[,reporting][,no-deflate-on-oom]")]
     pub(super) balloon: Option<Balloon>,
+    /// End the guest when its kernel has been silent for so long; with action=panic, have it say first where it hangs (vm only)
+    #[arg(long, value_name = "SECONDS[,action=stop|panic]")]
+    pub(super) watchdog: Option<Watchdog>,
+    /// Give the guest an identifier that changes when it goes on as another machine (vm only)
+    #[arg(long)]
+    pub(super) generation_id: bool,
     #[arg(short, long, hide = true)]
     detach: bool,
     /// Show the command a directory or file of this host at DESTINATION, both absolute paths; may be repeated
@@ -140,8 +150,11 @@ impl RunArgs {
             ("--kernel-arg", !self.kernel_arg.is_empty()),
             ("--initrd", self.initrd.is_some()),
             ("--disk", !self.disk.is_empty()),
+            ("--pmem", !self.pmem.is_empty()),
             ("--vsock", self.vsock.is_some()),
             ("--balloon", self.balloon.is_some()),
+            ("--watchdog", self.watchdog.is_some()),
+            ("--generation-id", self.generation_id),
         ]
         .into_iter()
         .find_map(|(option, given)| given.then_some(option))
@@ -162,7 +175,14 @@ impl RunArgs {
 
     /// The devices asked for, beyond those that every microVM has.
     pub(super) fn devices(&self) -> VmDevices {
-        VmDevices { disks: self.disk.clone(), vsock: self.vsock.clone(), balloon: self.balloon }
+        VmDevices {
+            disks: self.disk.clone(),
+            pmem: self.pmem.clone(),
+            vsock: self.vsock.clone(),
+            balloon: self.balloon,
+            watchdog: self.watchdog,
+            generation_id: self.generation_id,
+        }
     }
 
     /// Whether keys go to the command one by one, instead of lines that the terminal has edited.
@@ -275,7 +295,8 @@ mod tests {
     #[test]
     fn what_only_a_vm_has_is_refused_for_a_container() {
         let vm_only = [("--kernel", "k"), ("--kernel-arg", "a"), ("--disk", "d"), ("--vsock", "v"), ("--balloon", "0")];
-        for (option, value) in vm_only {
+        assert_eq!(problem(&["--isolation", "container", "--generation-id", "builtin"]).0, "--generation-id");
+        for (option, value) in vm_only.into_iter().chain([("--watchdog", "5"), ("--pmem", "p")]) {
             assert_eq!(problem(&["--isolation", "container", option, value, "builtin"]).0, option);
         }
         assert!(parse(&["--isolation", "auto", "--kernel", "k", "builtin"]).check().is_ok());

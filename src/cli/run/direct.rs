@@ -14,7 +14,7 @@ use crate::error::CliError;
 /// A direct boot's RAM where the user names no size.
 const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
 
-/// Boots, and returns the exit status: 0 however the guest chose to end, unless its kernel panicked.
+/// Boots, and returns the exit status: 0 however the guest chose to end, unless its kernel panicked or its watchdog ended it.
 pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instant) -> Result<u8, CliError> {
     let Some(kernel) = args.kernel.clone() else {
         return Err(CliError::Option { option: "--kernel", problem: "a boot without IMAGE needs a kernel".to_owned() });
@@ -55,5 +55,9 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
     if let Some(fd) = timeline_fd {
         fd.write(start, timeline)?;
     }
-    if exit == MachineExit::Panicked { Err(CliError::GuestPanicked) } else { Ok(0) }
+    match exit {
+        MachineExit::Panicked => Err(CliError::GuestPanicked),
+        MachineExit::Watchdog => Err(CliError::GuestHung),
+        _ => Ok(0),
+    }
 }

@@ -32,6 +32,19 @@ impl VmSandbox {
         Ok(())
     }
 
+    /// Tells the guest that it goes on as another machine than before, say as one of several with the same past: its kernel
+    /// mixes the new identifier into its random numbers, so that they are not those of the others.
+    ///
+    /// # Errors
+    /// There is no identifier ([`VmDevices::generation_id`](crate::spec::VmDevices::generation_id)), or the workload does not run.
+    pub fn new_generation(&self) -> Result<(), VmError> {
+        let running = self.while_it_runs("a new generation")?;
+        let missing = || VmError::Unsupported("--generation-id: the microVM has no such identifier".to_owned());
+        let generation = running.machine.generation().ok_or_else(missing)?;
+        let mut generation = generation.lock().unwrap_or_else(PoisonError::into_inner);
+        generation.renew().map_err(VmError::host("give the guest a new generation identifier"))
+    }
+
     /// What runs, held so that it stays whole meanwhile.
     fn while_it_runs(&self, action: &str) -> Result<Arc<Running>, VmError> {
         self.running().ok_or_else(|| VmError::Unsupported(format!("{action}: the workload does not run")))

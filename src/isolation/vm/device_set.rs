@@ -4,7 +4,10 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use amphi_devices::acpi::generation::GenerationId;
+use amphi_devices::acpi::watchdog::{PERIOD, WATCHDOG_SIZE, Watchdog};
 use amphi_devices::legacy::PowerEvents;
+use amphi_devices::legacy::nmi::{NMI_STATUS_PORT, NmiStatus};
 use amphi_devices::legacy::panic::{PANIC_SIZE, PanicRegister};
 use amphi_devices::legacy::power::{POWER_SIZE, PowerControl};
 use amphi_devices::legacy::reset::{KEYBOARD_CONTROLLER_PORT, KeyboardReset};
@@ -16,10 +19,10 @@ use amphi_devices::virtio::mmio::{self, MmioTransport, RegisterPages};
 use amphi_devices::virtio::net::Net;
 use amphi_devices::virtio::rng::Rng;
 use amphi_devices::virtio::vsock::Vsock;
-use amphi_devices::{Bus, BusDevice, Interrupt};
+use amphi_devices::{Bus, BusDevice, Interrupt, timer};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon::{self, GuestRam};
@@ -28,11 +31,14 @@ use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
 use super::host_socket::HostSocket;
 use super::memory::GuestMemory;
+use super::pmem::{PmemFile, PmemRange};
 use super::seccomp;
+use super::state::{MachineState, Silence};
 use super::vcpu::Buses;
 use super::volumes::OpenVolume;
+use super::x86_64::acpi::Platform;
 use super::x86_64::layout;
-use crate::spec::VmDevices;
+use crate::spec::{self, VmDevices, WatchdogAction};
 
 /// The devices that a machine is to have.
 pub(super) struct Devices {
@@ -42,6 +48,8 @@ pub(super) struct Devices {
     pub(super) console_ports: Vec<Port>,
     /// The disks, in the order in which the guest sees them.
     pub(super) disks: Vec<Disk>,
+    /// Files as persistent memory, likewise.
+    pub(super) pmem: Vec<PmemFile>,
     /// The network device.
     pub(super) network: Option<Net>,
     /// The volumes, in the order of their tags.
@@ -72,6 +80,8 @@ struct Extra {
     /// The name by which programs of the host reach the guest.
     _host_socket: Option<HostSocket>,
     balloon: Option<Arc<Mutex<Balloon>>>,
+    watchdog: Option<Arc<Mutex<Watchdog>>>,
+    generation: Option<Mutex<GenerationId>>,
 }
 
 impl DeviceSet {
@@ -80,8 +90,10 @@ impl DeviceSet {
         vm: &Arc<VmFd>,
         guest_memory: &GuestMemory,
         devices: Devices,
-        power: Arc<dyn PowerEvents>,
+        pmem: &[PmemRange],
+        state: &Arc<MachineState>,
     ) -> Result<Self, VmError> {
+        let power = Arc::clone(state) as Arc<dyn PowerEvents>;
         let mut builder = Builder {
             vm,
             memory: guest_memory.handle(),
@@ -104,12 +116,16 @@ impl DeviceSet {
         for (index, disk) in devices.disks.into_iter().enumerate() {
             builder.add_virtio(disk.device(index)?, Notify::EventFd)?;
         }
+        for range in pmem {
+            let device = range.device().map_err(VmError::host("make persistent memory"))?;
+            builder.add_virtio(device, Notify::EventFd)?;
+        }
         if let Some(network) = devices.network {
             builder.add_virtio(network, Notify::EventFd)?;
         }
         let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;
         builder.add_virtio(rng, Notify::Call)?;
-        let extra = builder.add_extra(&devices.extra)?;
+        let extra = builder.add_extra(&devices.extra, state)?;
         let volumes = builder.add_volumes(devices.volumes)?;
         let mut events = vec![EventLoop::new("devices", Box::new(seccomp::confine_devices), builder.subscribers)?];
         events.extend(volumes);
@@ -122,10 +138,20 @@ impl DeviceSet {
         })
     }
 
-    /// The number of virtio-mmio devices.
-    pub(super) fn virtio_count(&self) -> u8 {
-        // There are at most as many as there are interrupt lines.
-        u8::try_from(self.transports.len()).unwrap_or(u8::MAX)
+    /// What the guest's ACPI tables tell of a machine with these devices and so many vCPUs.
+    pub(super) fn platform(&self, vcpus: u8) -> Platform {
+        Platform {
+            vcpus,
+            // There are at most as many as there are interrupt lines.
+            virtio_devices: u8::try_from(self.transports.len()).unwrap_or(u8::MAX),
+            generation: self.extra.generation.is_some(),
+            watchdog: self.with_watchdog(|watchdog| watchdog.state().length),
+        }
+    }
+
+    /// The generation identifier, if there is one.
+    pub(super) fn generation(&self) -> Option<&Mutex<GenerationId>> {
+        self.extra.generation.as_ref()
     }
 
     /// The balloon, if there is one.
@@ -149,23 +175,38 @@ impl DeviceSet {
         let Some((most, volumes)) = self.events.split_first() else { return Ok(()) };
         most.start(quiesce, on_failure.clone())?;
         // A volume's requests are carried out one by one: when its thread rests, none is under way.
-        volumes.iter().try_for_each(|events| events.start(|| {}, on_failure.clone()))
+        volumes.iter().try_for_each(|events| events.start(|| {}, on_failure.clone()))?;
+        let started = self.with_watchdog(Watchdog::start).unwrap_or(Ok(()));
+        started.map_err(VmError::host("set the watchdog's timer"))
     }
 
     /// Has all devices rest, and returns when nothing is under way. Meanwhile vCPUs must be out of the guest.
     pub(super) fn pause(&self) {
+        self.with_watchdog(Watchdog::pause);
         self.events.iter().for_each(EventLoop::pause);
     }
 
     /// Lets devices work on.
     pub(super) fn resume(&self) {
+        self.with_watchdog(Watchdog::resume);
         self.events.iter().for_each(EventLoop::resume);
+    }
+
+    fn with_watchdog<T>(&self, action: impl FnOnce(&mut Watchdog) -> T) -> Option<T> {
+        let watchdog = self.extra.watchdog.as_ref()?;
+        Some(action(&mut watchdog.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Delivers what is still under way, and ends the event loops.
     pub(super) fn stop(&self) {
         self.events.iter().for_each(EventLoop::stop);
     }
+}
+
+/// The longest countdown, in the device's unit.
+fn longest_countdown(wanted: spec::Watchdog) -> u32 {
+    let period = u32::try_from(PERIOD.as_millis()).unwrap_or(u32::MAX);
+    u32::from(wanted.seconds.get()) * 1000 / period
 }
 
 /// How a guest notifies a device.
@@ -227,7 +268,7 @@ impl Builder<'_> {
     }
 
     /// The devices that the user has asked for.
-    fn add_extra(&mut self, extra: &VmDevices) -> Result<Extra, VmError> {
+    fn add_extra(&mut self, extra: &VmDevices, state: &Arc<MachineState>) -> Result<Extra, VmError> {
         let (mut host_socket, mut balloon) = (None, None);
         if let Some(vsock) = &extra.vsock {
             let (socket, listener) = HostSocket::bind(vsock.path())?;
@@ -244,7 +285,35 @@ impl Builder<'_> {
                 .map_err(VmError::host("make the virtio balloon"))?;
             balloon = Some(self.add_virtio(device, Notify::Call)?);
         }
-        Ok(Extra { _host_socket: host_socket, balloon })
+        let watchdog = extra.watchdog.map(|wanted| self.add_watchdog(wanted, state)).transpose()?;
+        let generation = extra.generation_id.then(|| self.add_generation_id()).transpose()?;
+        Ok(Extra { _host_socket: host_socket, balloon, watchdog, generation })
+    }
+
+    fn add_watchdog(
+        &mut self,
+        wanted: spec::Watchdog,
+        state: &Arc<MachineState>,
+    ) -> Result<Arc<Mutex<Watchdog>>, VmError> {
+        let interrupt_first = wanted.action == WatchdogAction::Panic;
+        if interrupt_first {
+            self.add_port(NMI_STATUS_PORT, 1, Arc::new(Mutex::new(NmiStatus)))?;
+        }
+        let timer = timer::monotonic().map_err(VmError::host("make the watchdog's timer"))?;
+        let silence = Box::new(Silence { state: Arc::clone(state), interrupt_first });
+        let device = Arc::new(Mutex::new(Watchdog::new(longest_countdown(wanted), timer, silence)));
+        let registers = Arc::clone(&device) as Arc<Mutex<dyn BusDevice>>;
+        self.add_port(u64::from(layout::WATCHDOG_PORT), WATCHDOG_SIZE, registers)?;
+        self.subscribers.push(Arc::clone(&device) as Subscriber);
+        Ok(device)
+    }
+
+    fn add_generation_id(&self) -> Result<Mutex<GenerationId>, VmError> {
+        let line = self.interrupt(layout::EVENT_GSI);
+        let address = GuestAddress(layout::GENERATION_ID);
+        GenerationId::new(self.memory.clone(), address, line)
+            .map(Mutex::new)
+            .map_err(VmError::host("make the generation identifier"))
     }
 
     /// The volumes, each with the event loop that it needs.

@@ -16,6 +16,7 @@ use super::load::Initrd;
 use super::machine::{Machine, MachineConfig};
 use super::memory;
 use super::network::{self, Connection};
+use super::pmem::PmemFile;
 use super::state::{MachineExit, Stopper};
 use crate::isolation::timeline::{Instant, Stamp, Timeline};
 use crate::kernel::Kernel;
@@ -74,6 +75,7 @@ impl DirectBoot {
         self.devices.check()?;
         let kernel = Kernel::resolve(Some(&self.kernel))?;
         let disks = self.devices.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
+        let pmem = self.devices.pmem.iter().map(PmemFile::open).collect::<Result<_, _>>()?;
         let initrd = self.initrd.as_deref().map(InitrdFile::open).transpose()?;
         spec::check_network(&self.network)?;
         let (network, mut connection) = network::connect(&self.network)?;
@@ -90,6 +92,7 @@ impl DirectBoot {
                     serial,
                     console_ports: Vec::new(),
                     disks,
+                    pmem,
                     network,
                     volumes: Vec::new(),
                     extra: self.devices.clone(),
@@ -104,7 +107,10 @@ impl DirectBoot {
     }
 
     fn command_line(&self) -> String {
-        let given = if self.arguments.is_empty() { DEFAULT_ARGUMENTS.to_owned() } else { self.arguments.join(" ") };
+        let mut given = if self.arguments.is_empty() { DEFAULT_ARGUMENTS.to_owned() } else { self.arguments.join(" ") };
+        for argument in self.devices.kernel_arguments() {
+            given = given + " " + &argument;
+        }
         if given.split_ascii_whitespace().any(|argument| argument.starts_with("pci=")) {
             given
         } else {

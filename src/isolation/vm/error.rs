@@ -73,6 +73,14 @@ pub enum VmError {
     /// A disk beside the root cannot be used.
     #[error("--disk cannot be attached")]
     Disk(#[source] DiskError),
+    /// A file cannot be persistent memory.
+    #[error("--pmem {path} is not possible", path = path.display())]
+    Pmem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// The host does not let a disk be used as it is wanted.
     #[error("--disk {path},{option} is not possible on this host: leave the option out", path = path.display())]
     DiskOption {

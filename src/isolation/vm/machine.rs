@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use amphi_devices::legacy::PowerEvents;
+use amphi_devices::acpi::generation::GenerationId;
 use amphi_devices::virtio::balloon::Balloon;
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -17,9 +17,10 @@ use super::kernel_image::LoadedKernel;
 use super::load::{Initrd, load, table_error};
 use super::memory::GuestMemory;
 use super::plan::MAX_VCPUS;
+use super::pmem::{self, PmemRange};
 use super::state::{EndedEvent, MachineExit, MachineState, Outcome, Stopper};
 use super::vcpu;
-use super::x86_64::acpi::{self, Platform};
+use super::x86_64::acpi;
 use super::x86_64::boot_params::{self, BootInfo};
 use super::x86_64::regs::Entry;
 use super::x86_64::{cpuid, layout, mp_table, regs};
@@ -54,11 +55,12 @@ pub(super) struct Machine {
     // Dropped last: the VM's slots point into the memory until the VM is closed.
     _vm: Arc<VmFd>,
     _memory: GuestMemory,
+    _pmem: Vec<PmemRange>,
 }
 
 impl Machine {
     /// Makes the VM, loads everything into its memory, and attaches its devices. Nothing runs yet.
-    pub(super) fn build(config: MachineConfig<'_>, first_instruction: Arc<Stamp>) -> Result<Self, VmError> {
+    pub(super) fn build(mut config: MachineConfig<'_>, first_instruction: Arc<Stamp>) -> Result<Self, VmError> {
         let kvm = open_kvm()?;
         let most = kvm.get_max_vcpus().min(MAX_VCPUS.into());
         if config.vcpus == 0 || usize::from(config.vcpus) > most {
@@ -79,12 +81,14 @@ impl Machine {
         })?;
         let (vm, (kernel, initrd)) = (vm?, loaded?);
         guest_memory.register(&vm)?;
+        let pmem = pmem::map(std::mem::take(&mut config.devices.pmem), config.memory)?;
+        for (slot, range) in (guest_memory.slots()..).zip(&pmem) {
+            range.register(&vm, slot)?;
+        }
         let vm = Arc::new(vm);
         let state = Arc::new(MachineState::new()?);
-        let power = Arc::clone(&state) as Arc<dyn PowerEvents>;
-        let devices = DeviceSet::attach(&vm, &guest_memory, config.devices, power)?;
-        let platform = Platform { vcpus: config.vcpus, virtio_devices: devices.virtio_count() };
-        let rsdp = acpi::write_tables(memory, platform).map_err(table_error)?;
+        let devices = DeviceSet::attach(&vm, &guest_memory, config.devices, &pmem, &state)?;
+        let rsdp = acpi::write_tables(memory, devices.platform(config.vcpus)).map_err(table_error)?;
         mp_table::write(memory, config.vcpus).map_err(table_error)?;
         write_boot_information(memory, &kernel, &BootInfo { ram: config.memory, initrd, rsdp })?;
         let cpuid = cpuid::supported(&kvm).map_err(VmError::kvm("tell the supported CPU features"))?;
@@ -99,6 +103,7 @@ impl Machine {
             kvm: Arc::new(kvm),
             _vm: vm,
             _memory: guest_memory,
+            _pmem: pmem,
         })
     }
 
@@ -150,6 +155,11 @@ impl Machine {
     /// The balloon, if it has one.
     pub(super) fn balloon(&self) -> Option<&Mutex<Balloon>> {
         self.devices.balloon()
+    }
+
+    /// The generation identifier, if it has one.
+    pub(super) fn generation(&self) -> Option<&Mutex<GenerationId>> {
+        self.devices.generation()
     }
 
     /// What ends the machine from another thread.

@@ -29,7 +29,7 @@ pub(super) struct GuestMemory {
 }
 
 /// Address space that goes back to the system when dropped.
-struct Reservation {
+pub(super) struct Reservation {
     base: *mut libc::c_void,
     len: usize,
 }
@@ -48,7 +48,7 @@ impl Drop for Reservation {
 
 impl Reservation {
     /// Reserves memory of `len` bytes that starts at a multiple of a huge page, and returns its start as well.
-    fn new(len: usize) -> io::Result<(Self, *mut u8)> {
+    pub(super) fn new(len: usize) -> io::Result<(Self, *mut u8)> {
         let reserved = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the system's choice touches no memory that exists.
@@ -101,6 +101,11 @@ impl GuestMemory {
     /// What devices and loaders reach the memory by. Clones of it must not outlive this value.
     pub(super) fn handle(&self) -> &GuestMemoryMmap {
         &self.handle
+    }
+
+    /// The number of memory slots that it takes, the first ones: a region each, and one for the registers.
+    pub(super) fn slots(&self) -> u32 {
+        u32::try_from(self.handle.num_regions() + 1).unwrap_or(u32::MAX)
     }
 
     /// Gives KVM each region as a memory slot.

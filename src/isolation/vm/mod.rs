@@ -22,6 +22,7 @@ mod network;
 mod outputs;
 mod passt;
 mod plan;
+mod pmem;
 mod sandbox;
 mod seccomp;
 mod signals;

@@ -9,6 +9,7 @@ use amphi_guest_init::InitSpec;
 use super::disks::Disk;
 use super::error::VmError;
 use super::network;
+use super::pmem::PmemFile;
 use super::volumes::{self, OpenVolume};
 use crate::image::GuestRoot;
 use crate::image::initramfs::Initramfs;
@@ -47,6 +48,7 @@ pub(super) struct Plan {
     pub(super) memory: u64,
     pub(super) disks: Vec<Disk>,
     pub(super) volumes: Vec<OpenVolume>,
+    pub(super) pmem: Vec<PmemFile>,
     pub(super) network: Network,
     pub(super) devices: VmDevices,
     pub(super) stdin: bool,
@@ -81,7 +83,7 @@ impl Plan {
         };
         let initramfs = Initramfs::new(&init, &modules, tree).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut command_line = COMMAND_LINE.to_owned();
-        for argument in &spec.vm.kernel_args {
+        for argument in spec.vm.devices.kernel_arguments().iter().chain(&spec.vm.kernel_args) {
             command_line.push(' ');
             command_line.push_str(argument);
         }
@@ -90,6 +92,7 @@ impl Plan {
             .into_iter()
             .chain(spec.vm.devices.disks.iter().map(Disk::open))
             .collect::<Result<_, _>>()?;
+        let pmem = spec.vm.devices.pmem.iter().map(PmemFile::open).collect::<Result<_, _>>()?;
         let (network, devices, stdin) = (spec.network.clone(), spec.vm.devices.clone(), spec.process.stdin);
         Ok(Self {
             kernel: kernel.image,
@@ -98,6 +101,7 @@ impl Plan {
             vcpus,
             memory,
             disks,
+            pmem,
             volumes,
             network,
             devices,
@@ -138,6 +142,7 @@ fn init_spec(spec: &RunSpec, root: &GuestRoot, volumes: &[OpenVolume]) -> InitSp
         });
     InitSpec {
         modules: Vec::new(),
+        module_parameters: spec.vm.devices.module_parameters(),
         root: root.in_guest(ROOT_DEVICE),
         read_only: spec.read_only,
         hostname: spec.hostname.clone().into_bytes(),

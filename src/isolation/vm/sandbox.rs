@@ -20,6 +20,7 @@ use super::machine::{Machine, MachineConfig};
 use super::network;
 use super::outputs::Outputs;
 use super::plan::Plan;
+use super::pmem::PmemFile;
 use super::tail::Tail;
 use super::volumes::OpenVolume;
 use crate::isolation::timeline::Stamp;
@@ -105,6 +106,8 @@ impl VmSandbox {
             .map_err(VmError::host("duplicate a disk's descriptor"))?;
         let volumes = self.plan.volumes.iter().map(OpenVolume::try_clone).collect::<io::Result<_>>();
         let volumes = volumes.map_err(VmError::host("duplicate a volume's descriptor"))?;
+        let pmem = self.plan.pmem.iter().map(PmemFile::try_clone).collect::<io::Result<_>>();
+        let pmem = pmem.map_err(VmError::host("duplicate the descriptor of persistent memory"))?;
         let (network, mut connection) = network::connect(&self.plan.network)?;
         let machine = Machine::build(
             MachineConfig {
@@ -117,6 +120,7 @@ impl VmSandbox {
                     serial: SerialConsole { input: None, output: Box::new(console.clone()) },
                     console_ports: ports,
                     disks,
+                    pmem,
                     network,
                     volumes,
                     extra: self.plan.devices.clone(),
@@ -253,6 +257,7 @@ mod tests {
             memory: 16 << 20,
             disks: Vec::new(),
             volumes: Vec::new(),
+            pmem: Vec::new(),
             network: crate::spec::Network::None,
             devices: VmDevices::default(),
             stdin: false,

@@ -6,6 +6,7 @@ use std::os::unix::thread::RawPthread;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use amphi_devices::acpi::watchdog::Expired;
 use amphi_devices::legacy::PowerEvents;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -23,6 +24,8 @@ pub enum MachineExit {
     TripleFault,
     /// The guest's kernel panicked, and said so.
     Panicked,
+    /// The guest did not feed its watchdog.
+    Watchdog,
     /// The host stopped the machine.
     Stopped,
 }
@@ -34,6 +37,7 @@ impl fmt::Display for MachineExit {
             Self::Reset => "it asked for a reset",
             Self::TripleFault => "a vCPU hit a triple fault",
             Self::Panicked => "the guest's kernel panicked",
+            Self::Watchdog => "it did not feed its watchdog (--watchdog)",
             Self::Stopped => "it was stopped",
         })
     }
@@ -46,10 +50,17 @@ pub(super) struct Request(u32);
 impl Request {
     const ENDED: u32 = 1 << 0;
     const PAUSED: u32 = 1 << 1;
+    /// The lowest bit of the number of interrupts that vCPUs were sent.
+    const INTERRUPT: u32 = 1 << 8;
 
     /// Whether they are to leave the guest for good.
     pub(super) fn ends(self) -> bool {
         self.0 & Self::ENDED != 0
+    }
+
+    /// How many non-maskable interrupts each has been sent.
+    pub(super) fn interrupts(self) -> u32 {
+        self.0 / Self::INTERRUPT
     }
 
     /// Whether they are to leave the guest and wait.
@@ -118,6 +129,13 @@ impl MachineState {
 
     pub(super) fn finish_locked(&self, outcome: &mut Outcome, exit: Result<MachineExit, VmError>) {
         if outcome.exit.is_none() {
+            let exit = match exit {
+                // However a guest ends that its watchdog has moved to panic.
+                Ok(exit) if exit != MachineExit::Stopped && self.request().interrupts() > 0 => {
+                    Ok(MachineExit::Watchdog)
+                }
+                exit => exit,
+            };
             outcome.exit = Some(exit.map_err(Arc::new));
             self.request_of_all(outcome, Request::ENDED);
             // Cannot fail: the counter goes from 0 to 1 once.
@@ -132,6 +150,13 @@ impl MachineState {
             vcpu::kick(thread);
         }
         self.changed.notify_all();
+    }
+
+    /// Sends every vCPU a non-maskable interrupt, by which a guest's kernel may be moved to panic.
+    fn interrupt_all(&self) {
+        let outcome = self.lock();
+        self.request.fetch_add(Request::INTERRUPT, Ordering::AcqRel);
+        self.request_of_all(&outcome, 0);
     }
 
     /// Takes all vCPUs out of the guest and returns when they are, or when the machine has ended.
@@ -201,7 +226,29 @@ impl PowerEvents for MachineState {
     }
 
     fn panicked(&self) {
-        self.finish(Ok(MachineExit::Panicked));
+        // In a panic that the watchdog's interrupt has caused, the kernel has only begun to say where it hung: what it says
+        // within an interrupt comes out after this. It ends, or the watchdog's second countdown ends it.
+        if self.request().interrupts() == 0 {
+            self.finish(Ok(MachineExit::Panicked));
+        }
+    }
+}
+
+/// What becomes of a machine whose guest does not feed its watchdog.
+pub(super) struct Silence {
+    pub(super) state: Arc<MachineState>,
+    /// Whether the guest is moved to panic first.
+    pub(super) interrupt_first: bool,
+}
+
+impl Expired for Silence {
+    fn expired(&self) -> bool {
+        if self.interrupt_first && self.state.request().interrupts() == 0 {
+            self.state.interrupt_all();
+            return true;
+        }
+        self.state.finish(Ok(MachineExit::Watchdog));
+        false
     }
 }
 

@@ -94,7 +94,7 @@ fn let_kick_through(vcpu: &VcpuFd) -> Result<(), VmError> {
 }
 
 fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
-    let mut leaving = false;
+    let (mut leaving, mut interrupts) = (false, 0);
     loop {
         let request = state.request();
         if request.ends() {
@@ -104,6 +104,12 @@ fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
         if request.pauses() != leaving {
             leaving = request.pauses();
             vcpu.set_kvm_immediate_exit(leaving.into());
+        }
+        if request.interrupts() != interrupts {
+            interrupts = request.interrupts();
+            if let Err(error) = vcpu.nmi() {
+                log::warn!("a vCPU cannot be interrupted: {error}");
+            }
         }
         let exit = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -130,11 +136,14 @@ fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
             }
             Ok(VcpuExit::InternalError) => Err(internal_error(vcpu)),
             Ok(exit) => Err(VmError::Failed(format!("unexpected exit of a vCPU: {exit:?}"))),
-            Err(error) if error.errno() == libc::EINTR && leaving => {
-                pause(vcpu, state);
+            Err(error) if error.errno() == libc::EINTR => {
+                take_kick();
+                if leaving {
+                    pause(vcpu, state);
+                }
                 continue;
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
+            Err(error) if error.errno() == libc::EAGAIN => continue,
             Err(error) => Err(VmError::kvm("run a vCPU")(error)),
         };
         state.finish(exit);
@@ -151,10 +160,9 @@ fn pause(vcpu: &VcpuFd, state: &MachineState) {
         log::warn!("the guest's clock cannot be told of a pause: {error}");
     }
     state.park();
-    take_kick();
 }
 
-/// Takes back the kick, which is still pending: the guest could not be entered with it.
+/// Takes back the kick, if it came: the guest cannot be entered while it is pending.
 fn take_kick() {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let mut kick = std::mem::MaybeUninit::uninit();

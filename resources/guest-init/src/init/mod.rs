@@ -57,7 +57,7 @@ pub(crate) fn power_off() -> ! {
 fn run_workload(control: &mut Option<Control>) -> Result<FromGuest, Failure> {
     mounts::devices()?;
     let spec = read_spec()?;
-    modules::load(&spec.modules)?;
+    modules::load(&spec.modules, &spec.module_parameters)?;
     let (opened, ports) = Ports::open(spec.stdin)?;
     let control = control.insert(opened);
 

@@ -1,8 +1,8 @@
 //! Threads that follow a microVM from outside: in the command its main thread, and the one that takes signals.
 
 use super::rules::{
-    DESCRIPTOR_FLAGS, KVM, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME, WRITE,
-    ioctl,
+    DESCRIPTOR_FLAGS, KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE,
+    THREAD_NAME, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -34,6 +34,8 @@ const TERMINAL_SIZE: u32 = 0x5413;
 const IOCTLS: &[u32] = &[
     TERMINAL_RESTORE,
     TERMINAL_SIZE,
+    // The interrupt that tells a guest of a new generation.
+    KVM_IRQ_LINE,
     SET_NONBLOCKING,
     // The probe: KVM_CREATE_VM, CHECK_EXTENSION, GET_VCPU_MMAP_SIZE, GET_SUPPORTED_CPUID, CREATE_VCPU,
     // SET_USER_MEMORY_REGION, RUN, GET_REGS, SET_REGS, GET_SREGS, SET_SREGS, SET_CPUID2.

@@ -10,6 +10,8 @@ pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
 
 const KVM_RUN: u32 = ioctl(NONE, 0, KVM, 0x80);
 const KVM_GET_REGS: u32 = ioctl(READ, 144, KVM, 0x81);
+/// `KVM_NMI`: a guest that does not feed its watchdog is moved to panic.
+const KVM_INTERRUPT: u32 = ioctl(NONE, 0, KVM, 0x9a);
 /// `KVM_KVMCLOCK_CTRL`: a guest that was paused learns of it.
 const KVM_CLOCK_PAUSED: u32 = ioctl(NONE, 0, KVM, 0xad);
 /// `TUNSETOFFLOAD`: what a driver has negotiated becomes the tap's when it sets `DRIVER_OK`.
@@ -25,6 +27,7 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
                 KVM_IRQ_LINE,
                 KVM_GET_REGS,
                 KVM_CLOCK_PAUSED,
+                KVM_INTERRUPT,
                 TUN_SET_OFFLOAD,
                 TERMINAL_RESTORE,
             ]),

@@ -2,7 +2,8 @@
 //! its devices, and how to switch off.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path, ResourceTemplate, Scope,
+    ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -11,15 +12,16 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use amphi_devices::acpi::generation::{CHANGED, COMPATIBLE_ID, EVENT_DEVICE};
 use amphi_devices::legacy::panic::{HARDWARE_ID, PANIC_SIZE};
 use amphi_devices::legacy::power::{RESET, RESET_VALUE, S5_TYPE, SLEEP_CONTROL, SLEEP_STATUS};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout;
+use super::{layout, wdat};
 
-const OEM_ID: [u8; 6] = *b"AMPHI ";
-const OEM_TABLE_ID: [u8; 8] = *b"AMPHIVM ";
-const OEM_REVISION: u32 = 1;
+pub(super) const OEM_ID: [u8; 6] = *b"AMPHI ";
+pub(super) const OEM_TABLE_ID: [u8; 8] = *b"AMPHIVM ";
+pub(super) const OEM_REVISION: u32 = 1;
 
 /// `IAPC_BOOT_ARCH`: there is no VGA to probe, and no CMOS clock to wait for. That the 8042 bit is clear says
 /// that there is no keyboard controller either.
@@ -32,6 +34,10 @@ pub(crate) struct Platform {
     pub(crate) vcpus: u8,
     /// The number of virtio-mmio devices, in the order of their addresses and interrupt lines.
     pub(crate) virtio_devices: u8,
+    /// Whether it has a generation identifier.
+    pub(crate) generation: bool,
+    /// The longest countdown of its watchdog, if it has one.
+    pub(crate) watchdog: Option<u32>,
 }
 
 /// Writes all tables and returns where the RSDP is.
@@ -52,6 +58,9 @@ pub(crate) fn write_tables(memory: &GuestMemoryMmap, platform: Platform) -> Resu
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt_at);
     xsdt.add_entry(madt_at);
+    if let Some(longest) = platform.watchdog {
+        xsdt.add_entry(place(&wdat::table(longest))?);
+    }
     let xsdt_at = place(&xsdt)?;
     debug_assert!(next <= layout::HIGH_RAM, "the ACPI tables outgrow their room");
     let mut rsdp = Vec::new();
@@ -146,11 +155,57 @@ impl Aml for Panic {
     }
 }
 
+/// The node of the generation identifier, [`NODE`](Self::NODE).
+struct GenerationId;
+
+impl GenerationId {
+    const NODE: &str = "VGID";
+}
+
+impl Aml for GenerationId {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        Device::new(
+            Path::new(Self::NODE),
+            vec![
+                &Name::new(Path::new("_HID"), &"AMPH0001"),
+                &Name::new(Path::new("_CID"), &COMPATIBLE_ID),
+                &Name::new(Path::new("_DDN"), &COMPATIBLE_ID),
+                &Name::new(Path::new("ADDR"), &Package::new(vec![&layout::low(layout::GENERATION_ID), &ZERO])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// What turns an interrupt into a notification where there is no system control interrupt. It has one reason.
+struct EventDevice;
+
+impl Aml for EventDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let interrupt = Interrupt::new(true, true, false, false, layout::EVENT_GSI);
+        let node = Path::new(GenerationId::NODE);
+        let notify = Notify::new(&node, &CHANGED);
+        Device::new(
+            Path::new("GED_"),
+            vec![
+                &Name::new(Path::new("_HID"), &EVENT_DEVICE),
+                &Name::new(Path::new("_UID"), &ZERO),
+                &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+                &Method::new(Path::new("_EVT"), 1, true, vec![&notify]),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
 fn dsdt(platform: Platform) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = Vec::new();
     let virtio: Vec<VirtioMmio> = (0..platform.virtio_devices).map(VirtioMmio).collect();
     let mut devices: Vec<&dyn Aml> = vec![&Serial, &Panic];
+    if platform.generation {
+        devices.extend([&GenerationId as &dyn Aml, &EventDevice]);
+    }
     devices.extend(virtio.iter().map(|device| device as &dyn Aml));
     Scope::new(Path::new("_SB_"), devices).to_aml_bytes(&mut body);
     Name::new(Path::new("_S5_"), &Package::new(vec![&S5_TYPE])).to_aml_bytes(&mut body);
@@ -179,7 +234,8 @@ mod tests {
     #[test]
     fn tables_can_be_walked_from_the_rsdp() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        let rsdp = write_tables(&memory, Platform { vcpus: 2, virtio_devices: 19 }).unwrap();
+        let platform = Platform { vcpus: 2, virtio_devices: 19, generation: true, watchdog: Some(300) };
+        let rsdp = write_tables(&memory, platform).unwrap();
         assert_eq!(&read(&memory, rsdp, 8), b"RSD PTR ");
         let xsdt = table(&memory, memory.read_obj(GuestAddress(rsdp + 24)).unwrap());
         assert_eq!(&xsdt[..4], b"XSDT");
@@ -190,5 +246,13 @@ mod tests {
         assert_eq!(&dsdt[..4], b"DSDT");
         let madt = table(&memory, entry(1));
         assert_eq!(madt.len(), 44 + 2 * 8 + 12);
+        assert!(
+            [COMPATIBLE_ID, EVENT_DEVICE].iter().all(|id| dsdt.windows(id.len()).any(|part| part == id.as_bytes()))
+        );
+        let wdat = table(&memory, entry(2));
+        assert_eq!(&wdat[..4], b"WDAT");
+        assert_eq!(wdat[52..56], 300_u32.to_le_bytes(), "the longest countdown");
+        let entries = u32::from_le_bytes(wdat[64..68].try_into().unwrap());
+        assert_eq!(wdat.len(), 68 + 24 * entries as usize);
     }
 }

@@ -26,6 +26,11 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     Ok(cpuid)
 }
 
+/// How many bits this processor's physical addresses have, and with them the guest's.
+pub(crate) fn physical_address_bits() -> u32 {
+    std::arch::x86_64::__cpuid(AMD_SIZES).eax & 0xff
+}
+
 /// Sets the leaves that differ from vCPU to vCPU: its APIC ID, and one package of `count` cores without threads.
 pub(crate) fn set_topology(cpuid: &mut CpuId, id: u8, count: u8) {
     for entry in cpuid.as_mut_slice() {

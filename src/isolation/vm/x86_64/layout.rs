@@ -20,6 +20,8 @@ pub(crate) const COMMAND_LINE_MAX: usize = 2048;
 pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
 /// The multiprocessor table, in the last KiB of the memory that a PC's firmware leaves, where kernels look for it.
 pub(crate) const MP_TABLE: u64 = LOW_RAM_END;
+/// The machine's generation identifier, in a reserved page that nothing else uses.
+pub(crate) const GENERATION_ID: u64 = 0xd_f000;
 /// The ACPI tables. The kernel searches 0xe0000..0x100000 for the RSDP where nothing else names it.
 pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the room for ACPI tables, and start of ordinary RAM.
@@ -41,6 +43,8 @@ pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that KVM needs on Intel processors without unrestricted guest mode.
 pub(crate) const KVM_TSS: usize = 0xfffb_d000;
 
+/// The interrupt line of ACPI's generic event device.
+pub(crate) const EVENT_GSI: u32 = 3;
 /// The interrupt line of COM1.
 pub(crate) const SERIAL_GSI: u32 = 4;
 /// The first interrupt line of a virtio device.
@@ -55,12 +59,28 @@ pub(crate) const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - VIRTIO_GSI + 1) as usiz
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 /// The ACPI sleep control, sleep status and reset registers, one port each.
 pub(crate) const POWER_PORT: u16 = 0x600;
+/// The watchdog's registers.
+pub(crate) const WATCHDOG_PORT: u16 = 0x610;
 /// A range of RAM: start and length.
 pub(crate) type RamRange = (u64, u64);
 
 /// The RAM ranges of a guest with `size` bytes: what does not fit below the MMIO gap goes above 4 GiB.
 pub(crate) fn ram_ranges(size: u64) -> Vec<RamRange> {
     if size <= MMIO_GAP { vec![(0, size)] } else { vec![(0, MMIO_GAP), (MMIO_GAP_END, size - MMIO_GAP)] }
+}
+
+/// What Linux adds to its memory at a time, or less: what is not RAM keeps away from RAM by that.
+const SECTION: u64 = 128 << 20;
+
+/// The first address at which something else than RAM may begin, in a guest with `size` bytes of RAM.
+pub(crate) fn above_ram(size: u64) -> u64 {
+    let end = ram_ranges(size).iter().map(|(start, len)| start + len).max().unwrap_or(0);
+    section_after(end.max(MMIO_GAP_END))
+}
+
+/// The first section that begins at `end` or above.
+pub(crate) fn section_after(end: u64) -> u64 {
+    end.next_multiple_of(SECTION)
 }
 
 /// The kind of a range in the memory map that the kernel is given.

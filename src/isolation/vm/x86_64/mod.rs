@@ -6,3 +6,4 @@ pub(super) mod cpuid;
 pub(super) mod layout;
 pub(super) mod mp_table;
 pub(super) mod regs;
+mod wdat;

@@ -47,7 +47,7 @@ pub(super) fn table(longest: u32) -> Sdt {
         body.extend(number.to_le_bytes());
     }
     body.extend([ENABLED, 0, 0, 0]);
-    body.extend((INSTRUCTIONS.len() as u32).to_le_bytes());
+    body.extend(u32::try_from(INSTRUCTIONS.len()).unwrap_or(0).to_le_bytes());
     for (action, instruction, register, value, mask) in INSTRUCTIONS {
         body.extend([action, instruction, 0, 0]);
         // A generic address: in port space, 32 bits wide, accessed as such.
