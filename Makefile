@@ -76,7 +76,7 @@ licences: ## licences and double versions of the dependencies
 	$(call step,licences: dependencies)
 	@resources/licences
 
-bench: kernel ## start-up and memory figures, as in docs/benchmarks.md
+bench: kernel ## start-up, memory, disks and network, as in docs/benchmarks.md
 	$(call step,bench)
 	cargo bench --locked
 
