@@ -42,6 +42,9 @@ pub(crate) enum CliError {
     /// The isolation failed.
     #[error(transparent)]
     Isolation(#[from] IsolationError),
+    /// A command about images failed.
+    #[error(transparent)]
+    Images(#[from] crate::cli::ImageCommandError),
     /// A kernel cannot be installed, built or looked at.
     #[error(transparent)]
     Kernel(#[from] crate::cli::KernelCommandError),

@@ -15,6 +15,7 @@ mod direct_boot;
 mod disks;
 mod entropy;
 mod harness;
+mod image;
 mod kernels;
 mod library;
 mod lifecycle;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         kernels::cases(),
         disks::cases(),
         entropy::cases(),
+        image::cases(),
         library::cases(),
         network::cases(),
         parity::cases(),

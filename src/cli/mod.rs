@@ -3,10 +3,12 @@
 mod compare;
 mod completions;
 mod doctor;
+mod image;
 mod kernel;
 mod output;
 mod run;
 
+pub(crate) use image::ImageCommandError;
 pub(crate) use kernel::KernelCommandError;
 
 use std::ffi::OsString;
@@ -46,6 +48,30 @@ pub(crate) struct GlobalArgs {
 enum Command {
     /// Run a command in an image
     Run(Box<run::RunArgs>),
+    /// Fetch an image from its registry
+    Pull(image::PullArgs),
+    /// Send an image to a registry
+    Push(image::PushArgs),
+    /// Take images from a file or an OCI layout into the store
+    Load(image::LoadArgs),
+    /// Write images to a file or an OCI layout
+    Save(image::SaveArgs),
+    /// List the images in the store
+    Images(image::ImagesArgs),
+    /// Give an image a further name
+    Tag(image::TagArgs),
+    /// Remove images
+    Rmi(image::RmiArgs),
+    /// Show the steps that made an image
+    History(image::HistoryArgs),
+    /// Show all about an image, as JSON
+    Inspect(image::InspectArgs),
+    /// Remove what no image needs
+    Prune(image::PruneArgs),
+    /// Log in at a registry
+    Login(image::LoginArgs),
+    /// Forget a login
+    Logout(image::LogoutArgs),
     /// Measure both isolations side by side
     Compare(Box<compare::CompareArgs>),
     /// List, install, build and inspect guest kernels
@@ -74,11 +100,27 @@ pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
     let _ = set_dirs(Dirs { data: cli.global.root.clone(), state: cli.global.state.clone() });
     match cli.command {
         Command::Run(args) => run::run(*args, start),
+        Command::Pull(args) => done(image::pull(&args)),
+        Command::Push(args) => done(image::push(&args)),
+        Command::Load(args) => done(image::load(&args)),
+        Command::Save(args) => done(image::save(&args)),
+        Command::Images(args) => done(image::list(&args)),
+        Command::Tag(args) => done(image::tag(&args)),
+        Command::Rmi(args) => done(image::remove(&args)),
+        Command::History(args) => done(image::history(&args)),
+        Command::Inspect(args) => done(image::inspect(&args)),
+        Command::Prune(args) => done(image::prune(&args)),
+        Command::Login(args) => done(image::login(&args)),
+        Command::Logout(args) => done(image::logout(&args)),
         Command::Compare(args) => compare::run(*args, &cli.global),
         Command::Kernel(args) => Ok(kernel::run(args).map(|()| 0)?),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args).map(|()| 0),
     }
+}
+
+fn done(result: Result<(), ImageCommandError>) -> Result<u8, CliError> {
+    Ok(result.map(|()| 0)?)
 }
 
 impl GlobalArgs {

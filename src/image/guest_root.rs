@@ -11,6 +11,7 @@ use super::Rootfs;
 use super::cache::{self, CacheError};
 use super::disk::{self, DiskFormatError};
 use super::disk_file::{DiskError, open_disk};
+use super::store::LayerFile;
 use super::tree::{Tree, TreeError};
 use super::xattr;
 
@@ -24,11 +25,11 @@ const INLINE_SHARE: u64 = 8;
 pub(crate) enum GuestRoot {
     /// A small directory, to be packed into the initramfs.
     Inline(Tree),
-    /// A read-only image, to be the first disk; the guest lays a writable layer in memory over it.
+    /// Read-only images, to be the first disks; the guest lays them, and a writable layer in memory, over each other.
     Block {
-        /// The image, open for reading.
-        file: File,
-        /// The file system's type.
+        /// The images, open for reading, the lowest first.
+        files: Vec<File>,
+        /// The file systems' type.
         fstype: &'static str,
     },
     /// A disk of the user's, to be the first disk. It is locked as long as this is open.
@@ -49,6 +50,14 @@ pub enum GuestRootError {
     /// The directory cannot be made into a disk image.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A layer cannot be opened once more.
+    #[error("cannot use the layer {path}", path = path.display())]
+    Layer {
+        /// The layer's file system.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
     /// The disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -72,6 +81,13 @@ impl GuestRoot {
             Rootfs::Directory(path) => {
                 Self::of_directory(path, memory, &crate::host::data_dir().join("cache").join("dirs"))
             }
+            Rootfs::Layers(stack) => {
+                let open = |layer: &LayerFile| {
+                    layer.file.try_clone().map_err(|source| GuestRootError::Layer { path: layer.path.clone(), source })
+                };
+                let files = stack.files.iter().map(open).collect::<Result<_, _>>()?;
+                Ok(Self::Block { files, fstype: "erofs" })
+            }
             Rootfs::Disk(path) => Self::of_disk(path, read_only),
         }
     }
@@ -81,7 +97,7 @@ impl GuestRoot {
         if fits_in_memory(&tree, INLINE_LIMIT.min(memory / INLINE_SHARE)) && !has_attributes(&tree)? {
             return Ok(Self::Inline(tree));
         }
-        Ok(Self::Block { file: cache::image_of(&tree, cache)?, fstype: "erofs" })
+        Ok(Self::Block { files: vec![cache::image_of(&tree, cache)?], fstype: "erofs" })
     }
 
     fn of_disk(path: &Path, read_only: bool) -> Result<Self, GuestRootError> {
@@ -110,13 +126,15 @@ impl GuestRoot {
         matches!(self, Self::Inline(_))
     }
 
-    /// The form in the guest's words, where the disk is called `device`, such as `/dev/vda`.
-    pub(crate) fn in_guest(&self, device: &str) -> Root {
-        let device = device.as_bytes().to_vec();
+    /// The form in the guest's words, where disks are called as `device` says, by their numbers.
+    pub(crate) fn in_guest(&self, device: impl Fn(usize) -> String) -> Root {
+        let name = |index| device(index).into_bytes();
         match self {
             Self::Inline(_) => Root::Inline,
-            Self::Block { fstype, .. } => Root::Layered { device, fstype: (*fstype).into() },
-            Self::Disk { fstype, .. } => Root::Disk { device, fstype: (*fstype).into() },
+            Self::Block { files, fstype } => {
+                Root::Layered { devices: (0..files.len()).map(name).collect(), fstype: (*fstype).into() }
+            }
+            Self::Disk { fstype, .. } => Root::Disk { device: name(0), fstype: (*fstype).into() },
         }
     }
 }
@@ -165,8 +183,8 @@ mod tests {
         let block = plan(8 << 20);
         assert_eq!(block.modules(), ["erofs", "overlay"]);
         assert_eq!(
-            block.in_guest("/dev/vda"),
-            Root::Layered { device: b"/dev/vda".to_vec(), fstype: b"erofs".to_vec() }
+            block.in_guest(|index| format!("/dev/{index}")),
+            Root::Layered { devices: vec![b"/dev/0".to_vec()], fstype: b"erofs".to_vec() }
         );
         File::create(root.join("large")).unwrap().set_len(9 << 20).unwrap();
         assert!(matches!(plan(1 << 40), GuestRoot::Block { .. }));

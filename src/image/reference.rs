@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::archive::Place;
+use super::{ImageName, ParseNameError};
+
 /// A parsed image reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
@@ -12,6 +15,10 @@ pub enum Reference {
     Directory(PathBuf),
     /// A raw disk image, for microVMs only.
     Disk(PathBuf),
+    /// An image in a layout or an archive.
+    Archive(Place),
+    /// An image of the store or of a registry.
+    Named(ImageName),
 }
 
 /// Why a text is not a usable image reference.
@@ -20,11 +27,9 @@ pub enum ParseReferenceError {
     /// A transport without the path it needs.
     #[error("image {0:?} names no path: write {0}PATH")]
     NoPath(String),
-    /// A kind of image that a later version will take.
-    #[error(
-        "image {0:?}: images from a registry, an OCI layout or a docker archive are not supported yet; use builtin, dir:PATH or disk:FILE"
-    )]
-    NotYet(String),
+    /// It is neither a transport nor a name.
+    #[error(transparent)]
+    Name(#[from] ParseNameError),
 }
 
 impl FromStr for Reference {
@@ -40,7 +45,10 @@ impl FromStr for Reference {
         match text.split_once(':') {
             Some(("dir", rest)) => path(rest).map(Self::Directory),
             Some(("disk", rest)) => path(rest).map(Self::Disk),
-            _ => Err(ParseReferenceError::NotYet(text.to_owned())),
+            Some(("oci" | "docker-archive" | "oci-archive", rest)) => {
+                path(rest).map(|_| Self::Archive(Place::parse(text)))
+            }
+            _ => Ok(Self::Named(text.parse()?)),
         }
     }
 }
@@ -59,8 +67,7 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_said() {
         assert_eq!("dir:".parse::<Reference>(), Err(ParseReferenceError::NoPath("dir:".into())));
-        for text in ["alpine", "alpine:3", "oci:x", "docker-archive:x", ""] {
-            assert_eq!(text.parse::<Reference>(), Err(ParseReferenceError::NotYet(text.into())));
-        }
+        assert!(matches!("".parse::<Reference>(), Err(ParseReferenceError::Name(_))));
+        assert!(matches!("alpine:3".parse(), Ok(Reference::Named(_))));
     }
 }

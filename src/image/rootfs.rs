@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::store::LayerStack;
 use super::{ImageError, Reference};
 
 /// What becomes the workload's `/`.
@@ -9,11 +10,14 @@ use super::{ImageError, Reference};
 pub enum Rootfs {
     /// A directory tree. It is never written to: each run gets a writable layer of its own.
     Directory(PathBuf),
+    /// The layers of an image in the store. They are never written to, and any number of runs shares them.
+    Layers(LayerStack),
     /// A raw disk image, writable unless the run is read-only. MicroVMs only.
     Disk(PathBuf),
 }
 
 impl Rootfs {
+    /// What is not in the store.
     pub(super) fn open(reference: &Reference, text: &str) -> Result<Self, ImageError> {
         let canonical = |path: &Path| {
             path.canonicalize().map_err(|source| ImageError::Open {
@@ -24,6 +28,8 @@ impl Rootfs {
         };
         let wrong = |path: PathBuf, expected| ImageError::WrongKind { reference: text.to_owned(), path, expected };
         match reference {
+            Reference::Named(name) => Err(ImageError::NotInStore(name.familiar())),
+            Reference::Archive(place) => Err(wrong(place.path().to_owned(), "a root file system")),
             Reference::Builtin => super::builtin::unpack().map(Self::Directory),
             Reference::Directory(path) => {
                 let path = canonical(path)?;

@@ -36,6 +36,12 @@ pub(super) fn read(path: &Path) -> io::Result<Attributes> {
     Ok(attributes)
 }
 
+/// Whether an attribute of that name, in an image from elsewhere, is part of it: what [`read`] takes, but for the notes that
+/// overlayfs keeps in a user namespace, by which an image could reach files that are hidden.
+pub(super) fn belongs_to_images(name: &[u8]) -> bool {
+    is_portable(name) && !name.starts_with(b"user.overlay.")
+}
+
 fn is_portable(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || [&b"security.capability"[..], b"system.posix_acl_access", b"system.posix_acl_default"].contains(&name)

@@ -84,6 +84,8 @@ pub enum SpecError {
 #[derive(Debug, Clone)]
 pub struct RunSpecBuilder {
     spec: RunSpec,
+    /// What comes before the command.
+    entrypoint: Vec<OsString>,
     host_memory: Option<u64>,
 }
 
@@ -92,7 +94,15 @@ impl RunSpec {
     /// without input, with a private writable layer.
     #[must_use]
     pub fn builder(image: &Image) -> RunSpecBuilder {
-        RunSpecBuilder::new(image.rootfs.clone(), image.default_command.iter().map(OsString::from).collect())
+        let command = image.default_command.iter().map(OsString::from).collect();
+        let mut builder = RunSpecBuilder::new(image.rootfs.clone(), command);
+        builder.entrypoint = image.entrypoint.iter().map(OsString::from).collect();
+        for (name, value) in &image.env {
+            builder = builder.env(name, value);
+        }
+        builder.spec.process.cwd = image.working_dir.as_ref().map_or_else(|| "/".into(), PathBuf::from);
+        builder.spec.process.user.clone_from(&image.user);
+        builder
     }
 }
 
@@ -109,13 +119,21 @@ impl RunSpecBuilder {
             volumes: Vec::new(),
             vm: VmOptions::default(),
         };
-        Self { spec, host_memory: host_memory() }
+        Self { spec, entrypoint: Vec::new(), host_memory: host_memory() }
     }
 
-    /// The command and its arguments, instead of the image's own.
+    /// The command and its arguments, instead of the image's own. An entry point of the image stays in front.
     #[must_use]
     pub fn args<T: Into<OsString>>(mut self, argv: impl IntoIterator<Item = T>) -> Self {
         self.spec.process.argv = argv.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The entry point, instead of the image's own; the image's command goes with it.
+    #[must_use]
+    pub fn entrypoint<T: Into<OsString>>(mut self, entrypoint: impl IntoIterator<Item = T>) -> Self {
+        self.entrypoint = entrypoint.into_iter().map(Into::into).collect();
+        self.spec.process.argv.clear();
         self
     }
 
@@ -253,6 +271,7 @@ impl RunSpecBuilder {
     /// # Errors
     /// The first setting that makes no sense, or not together with the others or with this host.
     pub fn build(mut self) -> Result<RunSpec, SpecError> {
+        self.spec.process.argv.splice(0..0, self.entrypoint);
         check_process(&self.spec.process)?;
         if !is_hostname(&self.spec.hostname) {
             return Err(SpecError::Hostname(self.spec.hostname));

@@ -34,9 +34,7 @@ pub const STDIN_PORT: u32 = 2;
 pub const STDOUT_PORT: u32 = 3;
 /// The virtio-console port that carries the workload's standard error to the host.
 pub const STDERR_PORT: u32 = 4;
-/// Where the guest mounts the lower layer of a [`Root::Layered`].
-pub const LOWER_DIR: &str = "/amphi/lower";
-/// Where the guest mounts what holds the upper layer of a [`Root::Layered`].
+/// Where the guest mounts what holds the layers of a [`Root::Layered`].
 pub const OVER_DIR: &str = "/amphi/over";
 /// The directories that the initramfs holds.
-pub const DIRECTORIES: [&str; 6] = ["/dev", "/amphi", MODULES_DIR, INLINE_ROOT, LOWER_DIR, OVER_DIR];
+pub const DIRECTORIES: [&str; 5] = ["/dev", "/amphi", MODULES_DIR, INLINE_ROOT, OVER_DIR];

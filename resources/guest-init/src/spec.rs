@@ -7,7 +7,7 @@ use core::fmt;
 use crate::wire::{Reader, Writer};
 
 /// The version of the encoding, its first byte. Host and guest come from one build, so only equality counts.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const FLAG_READ_ONLY: u8 = 1 << 0;
 const FLAG_STDIN: u8 = 1 << 1;
@@ -91,11 +91,11 @@ pub enum Root {
     /// In the initramfs, below [`INLINE_ROOT`](crate::INLINE_ROOT).
     #[default]
     Inline,
-    /// A read-only file system on a block device, with a writable layer in memory over it.
+    /// Read-only file systems on block devices, laid over each other, with a writable layer in memory over all.
     Layered {
-        /// The device, such as `/dev/vda`.
-        device: Vec<u8>,
-        /// The file system's type, such as `erofs`.
+        /// The devices, such as `/dev/vda`, the lowest first.
+        devices: Vec<Vec<u8>>,
+        /// The file systems' type, such as `erofs`.
         fstype: Vec<u8>,
     },
     /// A file system on a block device, used as it is.
@@ -143,9 +143,9 @@ impl InitSpec {
         out.u32(self.pids);
         match &self.root {
             Root::Inline => out.u8(ROOT_INLINE),
-            Root::Layered { device, fstype } => {
+            Root::Layered { devices, fstype } => {
                 out.u8(ROOT_LAYERED);
-                out.bytes(device);
+                out.list(devices);
                 out.bytes(fstype);
             }
             Root::Disk { device, fstype } => {
@@ -208,7 +208,7 @@ impl InitSpec {
         let pids = reader.u32()?;
         let root = match reader.u8()? {
             ROOT_INLINE => Root::Inline,
-            ROOT_LAYERED => Root::Layered { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
+            ROOT_LAYERED => Root::Layered { devices: reader.list()?, fstype: reader.bytes()?.to_vec() },
             ROOT_DISK => Root::Disk { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
             _ => return None,
         };
@@ -273,7 +273,10 @@ mod tests {
         InitSpec {
             modules: vec!["000-virtio.ko".into(), "001-virtio_mmio.ko".into()],
             module_parameters: vec!["virtio_mmio.x=1".into()],
-            root: Root::Layered { device: b"/dev/vda".to_vec(), fstype: b"erofs".to_vec() },
+            root: Root::Layered {
+                devices: vec![b"/dev/vda".to_vec(), b"/dev/vdb".to_vec()],
+                fstype: b"erofs".to_vec(),
+            },
             read_only: true,
             hostname: b"h".to_vec(),
             argv: vec![b"sh".to_vec(), b"\xff\n".to_vec(), Vec::new()],

@@ -29,8 +29,9 @@ pub(super) enum IsolationChoice {
 #[command(
     override_usage = "amphi run [OPTIONS] IMAGE [--] [COMMAND [ARG...]]\n       \
                       amphi run [OPTIONS] --kernel FILE [--initrd FILE]",
-    after_help = "IMAGE is `builtin` (carried inside amphi), `dir:PATH` (a root directory) or `disk:FILE` (a raw disk, \
-                  vm only). Everything after IMAGE is the command's.\n\n\
+    after_help = "IMAGE is a name such as alpine:3.20 or registry.example/app (in the store, else pulled), `oci:PATH[:NAME]`, \
+                  `docker-archive:FILE`, `builtin` (carried \
+                  inside amphi), `dir:PATH` (a root directory) or `disk:FILE` (a raw disk, vm only). Everything after IMAGE is the command's.\n\n\
                   The exit status is the command's own, 128 plus the number of the signal that ended it, 125 where \
                   amphi failed, 126 where the command cannot be executed, 127 where it is not found."
 )]
@@ -68,6 +69,12 @@ pub(crate) struct RunArgs {
     /// Read environment variables from a file, one NAME[=VALUE] a line
     #[arg(long, value_name = "FILE")]
     pub(super) env_file: Vec<PathBuf>,
+    /// Run this program, with the command as its arguments, instead of what the image names; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<OsString>,
+    /// Trust the certificates in this file as well, when the image has to be pulled; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_ca: Vec<PathBuf>,
     /// Working directory
     #[arg(short, long, value_name = "DIR")]
     pub(super) workdir: Option<PathBuf>,
@@ -234,6 +241,7 @@ impl RunArgs {
         [
             ("--env", !self.env.is_empty()),
             ("--env-file", !self.env_file.is_empty()),
+            ("--entrypoint", self.entrypoint.is_some()),
             ("--workdir", self.workdir.is_some()),
             ("--user", self.user.is_some()),
             ("--hostname", self.hostname.is_some()),

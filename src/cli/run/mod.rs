@@ -13,7 +13,7 @@ pub(crate) use args::RunArgs;
 
 use std::sync::Arc;
 
-use amphi::image::{Image, Rootfs};
+use amphi::image::{Image, Rootfs, registry};
 use amphi::isolation::Isolation;
 use amphi::isolation::container::ContainerIsolation;
 use amphi::isolation::vm::VmIsolation;
@@ -25,6 +25,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use self::args::IsolationChoice;
 use self::report::TimelineFd;
 use self::signals::Forwarder;
+use crate::cli::image::ProgressBar;
 use crate::error::CliError;
 
 /// Runs a workload to its end and returns its exit status.
@@ -35,7 +36,8 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     args.check()?;
     let timeline_fd = args.timeline_fd.map(TimelineFd::open).transpose()?;
     let Some(reference) = args.image()? else { return direct::run(&args, timeline_fd, start) };
-    let image = Image::open(reference)?;
+    let options = registry::Options { tls_ca: args.tls_ca.clone(), ..registry::Options::default() };
+    let image = Image::open_or_pull(reference, &options, &ProgressBar::new(reference))?;
     let kind = choose(&args, &image)?;
     let spec = resolve(&args, &image)?;
 
@@ -115,6 +117,9 @@ fn allow_descriptors() -> Result<(), CliError> {
 fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     let mut builder = RunSpec::builder(image).stdin(args.interactive).read_only(args.read_only);
     builder = builder.network(args.network());
+    if let Some(entrypoint) = &args.entrypoint {
+        builder = builder.entrypoint(Some(entrypoint).filter(|program| !program.is_empty()));
+    }
     let command = args.command();
     if !command.is_empty() {
         builder = builder.args(command.iter().cloned());

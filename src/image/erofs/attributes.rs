@@ -3,7 +3,7 @@
 use super::super::xattr::Attributes;
 
 /// The size of what comes before the first attribute (`struct erofs_xattr_ibody_header`, none shared), in bytes.
-pub(super) const HEADER: usize = 12;
+pub(in crate::image) const HEADER: usize = 12;
 
 /// The longest area that an inode can name the length of.
 const LIMIT: usize = HEADER + 4 * (u16::MAX as usize - 1);
@@ -18,7 +18,7 @@ const PREFIXES: [(&[u8], u8); 5] = [
 ];
 
 /// The attributes as they lie in an image; nothing if there are none, `None` if they are too long.
-pub(super) fn encode(attributes: &Attributes) -> Option<Vec<u8>> {
+pub(in crate::image) fn encode(attributes: &Attributes) -> Option<Vec<u8>> {
     if attributes.is_empty() {
         return Some(Vec::new());
     }
@@ -35,6 +35,20 @@ pub(super) fn encode(attributes: &Attributes) -> Option<Vec<u8>> {
     (out.len() <= LIMIT).then_some(out)
 }
 
+/// The attributes that [`encode`] made these bytes of.
+pub(in crate::image) fn decode(encoded: &[u8]) -> Attributes {
+    let mut attributes = Vec::new();
+    let mut rest = encoded.get(HEADER..).unwrap_or_default();
+    while let [name_length, number, low, high, contents @ ..] = rest {
+        let (name, value) = (usize::from(*name_length), usize::from(u16::from_le_bytes([*low, *high])));
+        let Some((prefix, _)) = PREFIXES.iter().find(|(_, known)| known == number) else { break };
+        let Some((both, _)) = contents.split_at_checked(name + value) else { break };
+        attributes.push(([prefix, &both[..name]].concat(), both[name..].to_vec()));
+        rest = rest.get((4 + name + value).next_multiple_of(4)..).unwrap_or_default();
+    }
+    attributes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +62,9 @@ mod tests {
         assert_eq!(one(b"user.a", b"vw"), Some(expected));
         assert_eq!(one(b"system.posix_acl_access", b"v").unwrap()[HEADER..], *b"\0\x02\x01\0v\0\0\0");
         assert_eq!(one(b"strange", b"v"), None);
+        let pairs = vec![(b"user.a".to_vec(), b"vwx".to_vec()), (b"security.capability".to_vec(), vec![0; 20])];
+        assert_eq!(decode(&encode(&pairs).unwrap()), pairs);
+        assert_eq!(decode(&[]), []);
         let value = vec![0; 60_000];
         let many = (0..5).map(|n| (format!("user.{n}").into_bytes(), value.clone())).collect();
         assert_eq!(encode(&many), None);

@@ -3,12 +3,9 @@
 //! A directory is a sequence of blocks, each with entries (`struct erofs_dirent`) and then their names. Names ascend
 //! by their bytes through all blocks, so that the kernel finds one by bisection.
 
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-
-use super::super::tree::{Node, Tree};
 use super::format::BLOCK;
-use super::plan::{Inode, Plan};
+use super::listing::Listing;
+use super::plan::Plan;
 
 /// The size of an entry in bytes.
 const ENTRY: usize = 12;
@@ -56,38 +53,38 @@ fn with_dots<'a>(names: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = 
     })
 }
 
-/// The contents of the directory `inode`.
-pub(super) fn encode(tree: &Tree, plan: &Plan, inode: &Inode) -> Vec<u8> {
-    let node = &tree.nodes[inode.node];
-    let mut children = plan.children[inode.node].iter();
-    let names = plan.children[inode.node].iter().map(|&child| tree.nodes[child].name());
-    let mut out = Vec::with_capacity(usize::try_from(inode.size).unwrap_or_default());
+/// The contents of the directory `entry`.
+pub(super) fn encode(listing: &Listing, plan: &Plan, entry: usize) -> Vec<u8> {
+    let mut children = plan.children[entry].iter();
+    let names = plan.children[entry].iter().map(|&child| &*listing.entries[child].name);
+    let size = plan.inodes[listing.entries[entry].inode].size;
+    let mut out = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     let mut packer = Packer::default();
     let mut block: Vec<(&[u8], usize)> = Vec::new();
     for name in with_dots(names) {
         let index = match name {
-            b"." => inode.node,
-            b".." => node.parent,
+            b"." => entry,
+            b".." => listing.entries[entry].parent,
             _ => children.next().copied().unwrap_or_default(),
         };
         if packer.add(name.len()) {
-            write_block(tree, plan, &block, &mut out);
+            write_block(listing, plan, &block, &mut out);
             out.resize(out.len().next_multiple_of(4096), 0);
             block.clear();
         }
         block.push((name, index));
     }
-    write_block(tree, plan, &block, &mut out);
+    write_block(listing, plan, &block, &mut out);
     out
 }
 
-fn write_block(tree: &Tree, plan: &Plan, entries: &[(&[u8], usize)], out: &mut Vec<u8>) {
+fn write_block(listing: &Listing, plan: &Plan, entries: &[(&[u8], usize)], out: &mut Vec<u8>) {
     let mut name_position = entries.len() * ENTRY;
     for &(name, index) in entries {
-        out.extend_from_slice(&plan.inodes[plan.of_node[index]].number().to_le_bytes());
+        out.extend_from_slice(&plan.inodes[listing.entries[index].inode].number.to_le_bytes());
         // Within a block.
         out.extend_from_slice(&u16::try_from(name_position).unwrap_or_default().to_le_bytes());
-        out.extend_from_slice(&[file_type(&tree.nodes[index]), 0]);
+        out.extend_from_slice(&[file_type(listing.inode(index).kind()), 0]);
         name_position += name.len();
     }
     for (name, _) in entries {
@@ -95,8 +92,8 @@ fn write_block(tree: &Tree, plan: &Plan, entries: &[(&[u8], usize)], out: &mut V
     }
 }
 
-fn file_type(node: &Node) -> u8 {
-    match node.metadata.mode() & libc::S_IFMT {
+const fn file_type(kind: u32) -> u8 {
+    match kind {
         libc::S_IFREG => 1,
         libc::S_IFDIR => 2,
         libc::S_IFCHR => 3,
@@ -105,13 +102,6 @@ fn file_type(node: &Node) -> u8 {
         libc::S_IFSOCK => 6,
         libc::S_IFLNK => 7,
         _ => 0,
-    }
-}
-
-impl Node {
-    /// The last part of the path; empty for the top.
-    pub(super) fn name(&self) -> &[u8] {
-        self.path.file_name().unwrap_or_default().as_bytes()
     }
 }
 

@@ -5,11 +5,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// The block size in bytes.
-pub(super) const BLOCK: u64 = 4096;
+pub(in crate::image) const BLOCK: u64 = 4096;
 /// An inode's number is its position divided by this.
 pub(super) const SLOT: u64 = 32;
 /// The size of an extended inode (`struct erofs_inode_extended`) in bytes.
-pub(super) const INODE: usize = 64;
+pub(in crate::image) const INODE: usize = 64;
 
 /// Where the superblock is, and its size.
 const SUPERBLOCK: u64 = 1024;
@@ -33,6 +33,8 @@ pub(super) struct Superblock {
     pub(super) blocks: u32,
     /// The number of the root's inode.
     pub(super) root: u64,
+    /// The block from which inodes are numbered.
+    pub(super) base: u32,
 }
 
 impl Superblock {
@@ -49,6 +51,7 @@ impl Superblock {
         put(14, &u16::try_from(self.root).map_err(io::Error::other)?.to_le_bytes());
         put(16, &self.inodes.to_le_bytes());
         put(36, &self.blocks.to_le_bytes());
+        put(40, &self.base.to_le_bytes());
         put(64, VOLUME);
         let checksum = crc32c(&block);
         block[4..8].copy_from_slice(&checksum.to_le_bytes());

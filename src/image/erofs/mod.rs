@@ -2,24 +2,31 @@
 //!
 //! Format: the kernel's `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h`. Only what Linux 5.4 knows
 //! is used: extended inodes, flat data with or without an inline tail, attributes beside their inode.
-//! An image is metadata, beginning with the superblock, and then data, in blocks of 4 KiB.
+//! An image is the superblock, data that came before the rest was known ([`Contents::Placed`]), metadata, and the rest
+//! of the data, in blocks of 4 KiB.
 
 mod attributes;
 mod directory;
 mod format;
+mod listing;
+mod lookup;
+mod of_tree;
 mod plan;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rustix::io::Errno;
+use attributes::HEADER as ATTRIBUTES_HEADER;
+pub(super) use attributes::{decode as decode_attributes, encode as encode_attributes};
+pub(super) use format::{BLOCK, INODE};
+pub(super) use listing::{Attributes, Contents, Entry, Listing};
+pub(super) use lookup::{Found, walk};
 
-use super::tree::{Node, Tree, TreeError};
-use format::{BLOCK, Superblock};
-use plan::{Inode, Plan};
+use super::tree::{Tree, TreeError};
+use format::Superblock;
+use plan::Plan;
 
 /// Why there is no EROFS image.
 #[derive(Debug, thiserror::Error)]
@@ -40,109 +47,59 @@ pub enum ErofsError {
     Write(#[source] io::Error),
 }
 
+/// Where the contents of a listing's files come from.
+pub(super) trait Source {
+    /// Writes the contents of the inode `index` to `image` from the position `at` on, all but the last `tail` bytes, and
+    /// returns those. Contents that are placed already are not written again. Not called for directories.
+    ///
+    /// # Errors
+    /// They cannot be read, or not be written.
+    fn contents(&mut self, index: usize, image: &File, at: u64, tail: usize) -> Result<Vec<u8>, ErofsError>;
+}
+
 /// Writes `tree` to `image`, which is empty.
 pub(super) fn write(tree: &Tree, image: &File) -> Result<(), ErofsError> {
-    let plan = Plan::new(tree)?;
+    let listing = of_tree::list(tree)?;
+    finish(&listing, &mut of_tree::Files { tree, listing: &listing }, image, 0)
+}
+
+/// Makes `image` a file system of what `listing` says. Blocks before `base` may hold contents already, but not the first one.
+pub(super) fn finish(listing: &Listing, source: &mut impl Source, image: &File, base: u32) -> Result<(), ErofsError> {
+    let plan = Plan::new(listing, base)?;
     image.set_len(u64::from(plan.blocks) * BLOCK).map_err(ErofsError::Write)?;
     // Both parts are written in ascending order, through positions of their own.
-    let mut metadata = BufWriter::with_capacity(256 << 10, Part { image, at: 0 });
-    let mut position = 0;
-    for inode in &plan.inodes {
-        let contents = contents(tree, &plan, inode, image)?;
+    let mut position = u64::from(base) * BLOCK;
+    let mut metadata = BufWriter::with_capacity(256 << 10, Part { image, at: position });
+    for (index, (inode, attributes)) in plan.inodes.iter().zip(&listing.inodes).enumerate() {
+        let contents = match attributes.is_directory() {
+            true => {
+                let bytes = directory::encode(listing, &plan, attributes.entry);
+                let (blocks, tail) = bytes.split_at(bytes.len() - inode.tail);
+                image.write_all_at(blocks, inode.data_position()).map_err(ErofsError::Write)?;
+                tail.to_vec()
+            }
+            false if inode.size > 0 => source.contents(index, image, inode.data_position(), inode.tail)?,
+            false => Vec::new(),
+        };
         let gap = inode.position - position;
         io::copy(&mut io::repeat(0).take(gap), &mut metadata).map_err(ErofsError::Write)?;
-        let head = inode.encode(tree, &plan);
+        let head = inode.encode(attributes, index);
         let written = metadata
             .write_all(&head)
-            .and_then(|()| metadata.write_all(&inode.attributes))
+            .and_then(|()| metadata.write_all(&attributes.attributes))
             .and_then(|()| metadata.write_all(&contents));
         written.map_err(ErofsError::Write)?;
-        position = inode.position + (head.len() + inode.attributes.len() + contents.len()) as u64;
+        position = inode.position + (head.len() + attributes.attributes.len() + contents.len()) as u64;
     }
     metadata.flush().map_err(ErofsError::Write)?;
     drop(metadata);
-    let superblock =
-        Superblock { inodes: plan.inodes.len() as u64, blocks: plan.blocks, root: plan.inodes[0].number() };
-    superblock.write(image).map_err(ErofsError::Write)
-}
-
-/// Writes the whole blocks of an inode's contents to `image`, and returns its inline tail.
-fn contents(tree: &Tree, plan: &Plan, inode: &Inode, image: &File) -> Result<Vec<u8>, ErofsError> {
-    let node = &tree.nodes[inode.node];
-    if node.metadata.is_file() {
-        return file_contents(tree, node, inode, image);
-    }
-    let bytes = if node.metadata.is_dir() {
-        directory::encode(tree, plan, inode)
-    } else if node.metadata.is_symlink() {
-        tree.link_target(node)?.as_bytes().to_vec()
-    } else {
-        Vec::new()
+    let superblock = Superblock {
+        inodes: plan.inodes.len() as u64,
+        blocks: plan.blocks,
+        root: plan.inodes[0].number,
+        base: plan.base,
     };
-    let (blocks, tail) = bytes.split_at(bytes.len() - inode.tail);
-    image.write_all_at(blocks, inode.data_position()).map_err(ErofsError::Write)?;
-    Ok(tail.to_vec())
-}
-
-fn file_contents(tree: &Tree, node: &Node, inode: &Inode, image: &File) -> Result<Vec<u8>, ErofsError> {
-    if inode.size == 0 {
-        return Ok(Vec::new());
-    }
-    let read = |source| TreeError::Read { path: tree.path(node), source };
-    let mut file = tree.open(node)?;
-    let whole = inode.size - inode.tail as u64;
-    let mut at = 0;
-    while at < whole {
-        // Holes need not be read: the image has them, too.
-        let sparse = node.metadata.blocks() * 512 < inode.size;
-        let (start, end) = if sparse { next_data(&file, at, whole).map_err(read)? } else { (at, whole) };
-        if start < end {
-            file.seek(SeekFrom::Start(start)).map_err(read)?;
-            copy(&mut file, end - start, image, inode.data_position() + start, read)?;
-        }
-        at = end;
-    }
-    let mut tail = vec![0; inode.tail];
-    file.read_exact_at(&mut tail, whole).map_err(read)?;
-    tree.check(node, &file)?;
-    Ok(tail)
-}
-
-/// The next stretch of data at or after `from` and before `limit`; it may be empty.
-fn next_data(file: &File, from: u64, limit: u64) -> io::Result<(u64, u64)> {
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(from)) {
-        Ok(start) if start < limit => {
-            let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
-            Ok((start, end.clamp(start, limit)))
-        }
-        Ok(_) | Err(Errno::NXIO) => Ok((limit, limit)),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn copy(
-    file: &mut File,
-    length: u64,
-    image: &File,
-    at: u64,
-    read_error: impl Fn(io::Error) -> TreeError,
-) -> Result<(), ErofsError> {
-    let mut to = Part { image, at };
-    let mut buffer = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(256 << 10)];
-    let mut left = length;
-    while left > 0 {
-        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        match file.read(&mut buffer[..wanted]) {
-            Ok(0) => return Err(read_error(io::ErrorKind::UnexpectedEof.into()).into()),
-            Ok(got) => {
-                to.write_all(&buffer[..got]).map_err(ErofsError::Write)?;
-                left -= got as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(read_error(error).into()),
-        }
-    }
-    Ok(())
+    superblock.write(image).map_err(ErofsError::Write)
 }
 
 /// A place in the image that moves on with what is written there.

@@ -18,6 +18,9 @@ use crate::isolation::IsolationError;
 /// Why a container could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
+    /// The image's layers cannot be unpacked, where they cannot be mounted.
+    #[error("cannot unpack the image")]
+    Unpack(#[source] Box<crate::image::StoreError>),
     /// The root file system is a disk image.
     #[error("a disk image can only be run with --isolation vm")]
     DiskImage,

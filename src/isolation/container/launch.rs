@@ -37,10 +37,14 @@ pub(super) struct Config {
     pub(super) hostname: Vec<u8>,
     /// The workload.
     pub(super) process: Process,
-    /// The image's directory as a detached mount, where this process may make one.
-    pub(super) tree: Option<OwnedFd>,
-    /// The image's directory.
+    /// The image's directory, or its layers, the lowest first, as detached mounts; none where this process may not make them.
+    pub(super) trees: Vec<OwnedFd>,
+    /// Whether they are layers, with the notes of a privileged overlay.
+    pub(super) layered: bool,
+    /// The image's directory, or its topmost layer.
     pub(super) path: CString,
+    /// Keeps an unpacked image from being removed.
+    pub(super) _kept: Option<std::fs::File>,
     /// The size of the writable layer; `None` is the kernel's default.
     pub(super) scratch_size: Option<CString>,
     /// Directories and files of the host.
@@ -181,14 +185,14 @@ pub(super) fn launch(
     let argv = pointers(&config.process.argv);
     let env = pointers(&config.process.env);
     let descriptors = [stdin, Some(outputs.stdout.as_fd()), Some(outputs.stderr.as_fd()), Some(theirs.as_fd())];
-    let more = [Some(done.as_fd()), config.tree.as_ref().map(AsFd::as_fd)];
+    let more = [Some(done.as_fd()), config.trees.first().map(AsFd::as_fd)];
     let mut keep: Vec<RawFd> = descriptors.iter().chain(&more).flatten().map(AsRawFd::as_raw_fd).collect();
     keep.extend(volumes.iter().filter_map(|mount| mount.tree.as_ref()).map(AsRawFd::as_raw_fd));
     keep.sort_unstable();
     let plan = Plan {
         hostname: &config.hostname,
         mounts: MountPlan {
-            lower: config.tree.as_ref().map_or(Lower::Path(&config.path), |tree| Lower::Tree(tree.as_fd())),
+            lower: config.trees.first().map_or(Lower::Path(&config.path), |tree| Lower::Tree(tree.as_fd())),
             size: config.scratch_size.as_deref(),
             read_only: config.read_only,
             unified_cgroup: config.unified_cgroup,
@@ -215,22 +219,21 @@ pub(super) fn launch(
     drop((theirs, done, outputs));
 
     map.write(cloned.pid)?;
-    if let (IdMap::Shifted { .. }, Some(tree)) = (map, &config.tree) {
+    if let IdMap::Shifted { .. } = map {
         for volume in volumes.iter().filter_map(|mount| mount.tree.as_ref()) {
             namespaces::shift(volume.as_fd(), cloned.pid, true).map_err(LaunchError::CannotShift)?;
         }
-        // Last, because it stays for another attempt.
-        namespaces::shift(tree.as_fd(), cloned.pid, false).map_err(LaunchError::CannotShift)?;
+        // Last, because they stay for another attempt.
+        for tree in &config.trees {
+            namespaces::shift(tree.as_fd(), cloned.pid, false).map_err(LaunchError::CannotShift)?;
+        }
     }
     cgroup.adopt(cloned.pid)?;
     raise_limits(cloned.pid);
-    let overlay = match &config.tree {
-        Some(tree) if layers::needs_parent() => Some(
-            layers::make_privileged(tree.as_fd(), config.scratch_size.as_deref())
-                .map_err(|failure| from_child(failure, &config.process, &config.volumes))?,
-        ),
-        _ => None,
-    };
+    let trees: Vec<_> = config.trees.iter().map(AsFd::as_fd).collect();
+    let by_parent = !trees.is_empty() && (config.layered || layers::needs_parent());
+    let overlay = by_parent.then(|| layers::make_privileged(&trees, config.scratch_size.as_deref())).transpose();
+    let overlay = overlay.map_err(|failure| from_child(failure, &config.process, &config.volumes))?;
     // Should it be dead already, the report says why.
     let _ = handover::send(control.as_fd(), overlay.as_ref().map(AsFd::as_fd));
     drop(overlay);

@@ -1,4 +1,4 @@
-//! The image below a writable layer in memory.
+//! The image's directory, or its layers, below a writable layer in memory.
 //!
 //! The child makes this overlay in its own user namespace, where overlayfs keeps its notes in `user.` attributes. Before
 //! Linux 6.6 tmpfs has none of those, and directories of the image could neither be removed nor replaced. There, a
@@ -8,12 +8,19 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chmodat, chownat, mkdirat, statat};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, mount_change};
 use rustix::process::fchdir;
 use rustix::thread::UnshareFlags;
 
-use super::mounts::{attach_to, new_mount};
+use super::mounts::{attach_to, bind, new_mount};
 use super::step::{At, Failure, Step};
+use crate::image::store::MAX_STACK;
+
+/// Where layers are attached, the lowest first, and how overlayfs is told of so many of them: the topmost comes first.
+const PLACES: [&CStr; MAX_STACK] = [c"0", c"1", c"2", c"3", c"4", c"5", c"6", c"7"];
+const STACKS: [&CStr; MAX_STACK] =
+    [c"0", c"1:0", c"2:1:0", c"3:2:1:0", c"4:3:2:1:0", c"5:4:3:2:1:0", c"6:5:4:3:2:1:0", c"7:6:5:4:3:2:1:0"];
 
 /// The first Linux whose tmpfs has `user.` attributes.
 const TMPFS_USER_ATTRIBUTES: (u32, u32) = (6, 6);
@@ -35,19 +42,20 @@ pub(super) struct Layers {
     pub(super) scratch: OwnedFd,
 }
 
-/// Puts a tmpfs of `size` over `lower`, a detached mount. The tmpfs belongs to this mount namespace only, which must be
+/// Puts a tmpfs of `size` over `lowers`, detached mounts, the lowest first. The tmpfs belongs to this mount namespace only, which must be
 /// private, and to the overlay. Allocates nothing.
-pub(super) fn make(lower: BorrowedFd<'_>, size: Option<&CStr>, notes: Notes) -> Result<Layers, Failure> {
+pub(super) fn make(lowers: &[BorrowedFd<'_>], size: Option<&CStr>, notes: Notes) -> Result<Layers, Failure> {
     let all = [(c"mode", c"755"), (c"size", size.unwrap_or(c""))];
     let options = if size.is_some() { &all[..] } else { &all[..1] };
     let scratch = new_mount(c"tmpfs", options, MountAttrFlags::empty()).at(Step::Scratch)?;
     // Before Linux 6.15 overlayfs takes layers only from mounts that are attached. The host's /proc is not
     // needed any more, and leaves with the old root. (On `/` it would lie over the old root after `pivot_root`.)
     attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
-    for name in [c"lower", c"upper", c"work", c"root"] {
+    for name in [c"upper", c"work", c"root"] {
         mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
     }
-    attach_to(lower, scratch.as_fd(), c"lower").at(Step::Lower)?;
+    attach_layers(lowers, scratch.as_fd())?;
+    let lower = *lowers.first().ok_or(Errno::INVAL).at(Step::Lower)?;
     // `/` of the container has the image's own mode and owner, not those of a fresh directory.
     let root = statat(lower, c"", AtFlags::EMPTY_PATH).at(Step::Lower)?;
     let (user, group) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
@@ -55,11 +63,24 @@ pub(super) fn make(lower: BorrowedFd<'_>, size: Option<&CStr>, notes: Notes) -> 
     let _ = chownat(&scratch, c"upper", Some(user), Some(group), AtFlags::empty());
     chmodat(&scratch, c"upper", Mode::from_raw_mode(root.st_mode & 0o7777), AtFlags::empty()).at(Step::Scratch)?;
     fchdir(&scratch).at(Step::Overlay)?;
-    let all = [(c"lowerdir", c"lower"), (c"upperdir", c"upper"), (c"workdir", c"work"), (c"userxattr", c"")];
+    let stack = STACKS[lowers.len() - 1];
+    let all = [(c"lowerdir", stack), (c"upperdir", c"upper"), (c"workdir", c"work"), (c"userxattr", c"")];
     let options = if notes == Notes::User { &all[..] } else { &all[..3] };
     // Device nodes of an image are never to be used; in a user namespace they cannot be.
     let overlay = new_mount(c"overlay", options, MountAttrFlags::MOUNT_ATTR_NODEV).at(Step::Overlay)?;
     Ok(Layers { overlay, scratch })
+}
+
+/// Attaches layers in `scratch`, each in its place.
+fn attach_layers(lowers: &[BorrowedFd<'_>], scratch: BorrowedFd<'_>) -> Result<(), Failure> {
+    if lowers.is_empty() || lowers.len() > MAX_STACK {
+        return Err(Errno::INVAL).at(Step::Lower);
+    }
+    for (lower, place) in lowers.iter().zip(PLACES) {
+        mkdirat(scratch, place, Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
+        attach_to(*lower, scratch, place).at(Step::Lower)?;
+    }
+    Ok(())
 }
 
 /// Whether the parent has to make the overlay, if it may.
@@ -74,14 +95,34 @@ fn version(release: &str) -> (u32, u32) {
 
 /// In the parent: makes the overlay as root of the host, and returns it detached. Nothing else stays of it:
 /// it is made by a thread with a mount namespace of its own, which ends with the thread.
-pub(super) fn make_privileged(lower: BorrowedFd<'_>, size: Option<&CStr>) -> Result<OwnedFd, Failure> {
+pub(super) fn make_privileged(lowers: &[BorrowedFd<'_>], size: Option<&CStr>) -> Result<OwnedFd, Failure> {
+    apart(|| make(lowers, size, Notes::Trusted).map(|layers| layers.overlay))
+}
+
+/// The layers over each other as a detached mount that cannot be written to, and detached mounts of them once more: `lowers`
+/// themselves cannot be attached again. (Before Linux 6.15 only what is attached can be copied.)
+pub(super) fn view(lowers: &[BorrowedFd<'_>]) -> Result<(OwnedFd, Vec<OwnedFd>), Failure> {
+    apart(|| {
+        let scratch = new_mount(c"tmpfs", &[(c"mode", c"755")], MountAttrFlags::empty()).at(Step::Scratch)?;
+        attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
+        attach_layers(lowers, scratch.as_fd())?;
+        fchdir(&scratch).at(Step::Overlay)?;
+        let options = [(c"lowerdir", STACKS[lowers.len() - 1])];
+        let overlay = new_mount(c"overlay", &options, MountAttrFlags::MOUNT_ATTR_RDONLY).at(Step::Overlay)?;
+        let copies = PLACES[..lowers.len()].iter().map(|place| bind(scratch.as_fd(), place));
+        Ok((overlay, copies.collect::<Result<_, _>>().at(Step::Lower)?))
+    })
+}
+
+/// Does `work` in a thread with a mount namespace of its own, which ends with the thread.
+fn apart<T: Send>(work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: these two do not touch the file descriptors, which all threads share.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
                 .at(Step::PrivateMounts)?;
             mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)?;
-            make(lower, size, Notes::Trusted).map(|layers| layers.overlay)
+            work()
         });
         thread.join().unwrap_or(Err(Failure { step: Step::Overlay, errno: rustix::io::Errno::CANCELED, index: 0 }))
     })

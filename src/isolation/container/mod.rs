@@ -17,6 +17,7 @@ mod error;
 mod handover;
 mod init;
 mod launch;
+mod layer_mounts;
 mod layers;
 mod loopback;
 mod mounts;
@@ -33,7 +34,7 @@ mod volumes;
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -49,6 +50,7 @@ use self::volumes::Volume;
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::host::cgroup::{Cgroups, Version};
 use crate::image::Rootfs;
+use crate::image::store::LayerStack;
 use crate::spec::{RunSpec, short_id};
 
 /// Runs workloads as containers.
@@ -96,7 +98,6 @@ impl Isolation for ContainerIsolation {
     }
 
     fn create(&self, spec: &RunSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, IsolationError> {
-        let Rootfs::Directory(directory) = &spec.rootfs else { return Err(ContainerError::DiskImage.into()) };
         if spec.vm.kernel.is_some() {
             return Err(ContainerError::VmOnly("--kernel").into());
         }
@@ -111,23 +112,20 @@ impl Isolation for ContainerIsolation {
         }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
-        let root = open_root(directory)?;
-        let process = Process::prepare(&spec.process, root.as_fd(), &hostname)?;
-        let absolute =
-            fs::canonicalize(directory).map_err(|source| ContainerError::Rootfs { path: directory.clone(), source })?;
-        let nul = |_| ContainerError::NulByte("the path of the root directory");
-        // Needs privilege; the child can do without, with less.
-        let tree = open_tree(CWD, &absolute, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        let Root { trees, layered, path, view, kept } = match &spec.rootfs {
+            Rootfs::Directory(directory) => Root::of_directory(directory)?,
+            Rootfs::Layers(stack) => Root::of_layers(stack)?,
+            Rootfs::Disk(_) => return Err(ContainerError::DiskImage.into()),
+        };
+        let process = Process::prepare(&spec.process, view.as_fd(), &hostname)?;
         let config = Config {
             id,
             hostname,
             process,
-            tree: tree
-                .ok()
-                .map(launch::above_standard)
-                .transpose()
-                .map_err(ContainerError::kernel("open the image"))?,
-            path: CString::new(absolute.as_os_str().as_bytes()).map_err(nul)?,
+            trees,
+            layered,
+            path,
+            _kept: kept,
             scratch_size: spec.resources.memory.map(|size| size_text(size.bytes())),
             read_only: spec.read_only,
             unified_cgroup: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
@@ -138,6 +136,59 @@ impl Isolation for ContainerIsolation {
         };
         Ok(Box::new(Container::new(config, stdio)))
     }
+}
+
+/// The image, opened.
+struct Root {
+    trees: Vec<OwnedFd>,
+    layered: bool,
+    path: CString,
+    /// Where users are looked up.
+    view: OwnedFd,
+    /// Keeps an unpacked image from being removed.
+    kept: Option<fs::File>,
+}
+
+impl Root {
+    fn of_directory(directory: &Path) -> Result<Self, ContainerError> {
+        let view = open_root(directory)?;
+        let failed = |source| ContainerError::Rootfs { path: directory.to_owned(), source };
+        let absolute = fs::canonicalize(directory).map_err(failed)?;
+        // Needs privilege; the child can do without, with less.
+        let tree = open_tree(CWD, &absolute, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        let tree = tree.ok().map(launch::above_standard).transpose();
+        let trees = tree.map_err(ContainerError::kernel("open the image"))?.into_iter().collect();
+        Ok(Self { trees, layered: false, path: c_path(&absolute)?, view, kept: None })
+    }
+
+    fn of_layers(stack: &LayerStack) -> Result<Self, ContainerError> {
+        let trees = match layer_mounts::mount(stack) {
+            Ok(trees) => trees,
+            Err(error) => {
+                // Without privilege, or without EROFS in the kernel.
+                log::info!("the image's layers cannot be mounted ({error}): they are unpacked");
+                let unpacked = stack.unpacked().map_err(|source| ContainerError::Unpack(Box::new(source)));
+                let (tree, kept) = unpacked?;
+                return Ok(Self { kept: Some(kept), ..Self::of_directory(&tree)? });
+            }
+        };
+        let path = stack.files.last().map_or(Path::new("/"), |layer| &layer.path);
+        let failed = |source| ContainerError::Rootfs { path: path.to_owned(), source };
+        let (view, trees) = match &trees[..] {
+            [single] => (single.try_clone().map_err(failed)?, trees),
+            _ => {
+                let all: Vec<_> = trees.iter().map(AsFd::as_fd).collect();
+                let (view, copies) = layers::view(&all).map_err(|failure| failed(failure.errno.into()))?;
+                let above = copies.into_iter().map(launch::above_standard).collect::<Result<_, _>>();
+                (view, above.map_err(ContainerError::kernel("open the image"))?)
+            }
+        };
+        Ok(Self { trees, layered: true, path: c_path(path)?, view, kept: None })
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString, ContainerError> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| ContainerError::NulByte("the path of the root directory"))
 }
 
 /// Decimal digits, which tmpfs takes for bytes.

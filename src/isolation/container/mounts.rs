@@ -42,7 +42,7 @@ pub(super) struct MountPlan<'a> {
 /// The image's directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Lower<'a> {
-    /// A detached mount of it, made by a privileged parent.
+    /// A detached mount of it, made by a privileged parent; of several layers the parent makes the overlay.
     Tree(BorrowedFd<'a>),
     /// Its path, where the parent may not mount.
     Path(&'a CStr),
@@ -216,7 +216,7 @@ fn overlay(plan: &MountPlan<'_>, made: Option<OwnedFd>) -> Result<OwnedFd, Failu
             clone.as_fd()
         }
     };
-    let Layers { overlay, scratch } = layers::make(lower, plan.size, Notes::User)?;
+    let Layers { overlay, scratch } = layers::make(&[lower], plan.size, Notes::User)?;
     attach_to(overlay.as_fd(), scratch.as_fd(), c"root").at(Step::Overlay)?;
     Ok(overlay)
 }

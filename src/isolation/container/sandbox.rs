@@ -83,7 +83,7 @@ impl Container {
         };
         let (stdin, given) = { standard }().map_err(streams)?;
         let mut map = match IdMap::choose() {
-            IdMap::Shifted { .. } if self.config.tree.is_none() => IdMap::Identity,
+            IdMap::Shifted { .. } if self.config.trees.is_empty() => IdMap::Identity,
             map => map,
         };
         let process = &self.config.process;

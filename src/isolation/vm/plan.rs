@@ -20,8 +20,6 @@ use crate::spec::{MemorySize, Network, RunSpec, VmDevices};
 const DEFAULT_VCPUS: u32 = 1;
 /// The guest RAM of a run that names no size.
 const DEFAULT_MEMORY: MemorySize = MemorySize::from_mib(256);
-/// The first virtio disk, as the guest names it.
-const ROOT_DEVICE: &str = "/dev/vda";
 /// APIC IDs have eight bits in the MADT's plain entries, and the last one is the broadcast.
 pub(super) const MAX_VCPUS: u8 = 254;
 const PAGE_MASK: u64 = 0xfff;
@@ -76,10 +74,10 @@ impl Plan {
         let modules = kernel.modules_for(&wanted, &["pvpanic_mmio"])?;
         let volumes = volumes::open(&spec.volumes)?;
         let init = init_spec(spec, &root, &volumes);
-        let (tree, root_disk) = match root {
-            GuestRoot::Inline(tree) => (Some(tree), None),
-            GuestRoot::Block { file, .. } => (None, Some(Disk::root(file, true))),
-            GuestRoot::Disk { file, .. } => (None, Some(Disk::root(file, spec.read_only))),
+        let (tree, root_disks) = match root {
+            GuestRoot::Inline(tree) => (Some(tree), Vec::new()),
+            GuestRoot::Block { files, .. } => (None, files.into_iter().map(|file| Disk::root(file, true)).collect()),
+            GuestRoot::Disk { file, .. } => (None, vec![Disk::root(file, spec.read_only)]),
         };
         let initramfs = Initramfs::new(&init, &modules, tree).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut command_line = COMMAND_LINE.to_owned();
@@ -87,9 +85,9 @@ impl Plan {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disks = root_disk
-            .map(Ok)
+        let disks = root_disks
             .into_iter()
+            .map(Ok)
             .chain(spec.vm.devices.disks.iter().map(Disk::open))
             .collect::<Result<_, _>>()?;
         let pmem = spec.vm.devices.pmem.iter().map(PmemFile::open).collect::<Result<_, _>>()?;
@@ -125,6 +123,11 @@ fn vcpus(spec: &RunSpec) -> Result<u8, VmError> {
         .ok_or_else(|| VmError::Unsupported(format!("--cpus {count}: a microVM has at most {MAX_VCPUS} vCPUs")))
 }
 
+/// What the guest calls virtio disk number `index`. Disks of a root are never more than 26.
+fn disk_name(index: usize) -> String {
+    format!("/dev/vd{}", char::from(b'a' + u8::try_from(index % 26).unwrap_or_default()))
+}
+
 fn init_spec(spec: &RunSpec, root: &GuestRoot, volumes: &[OpenVolume]) -> InitSpec {
     let bytes = |text: &OsStr| text.as_bytes().to_vec();
     let env = spec.process.env.iter().map(|(key, value)| {
@@ -143,7 +146,7 @@ fn init_spec(spec: &RunSpec, root: &GuestRoot, volumes: &[OpenVolume]) -> InitSp
     InitSpec {
         modules: Vec::new(),
         module_parameters: spec.vm.devices.module_parameters(),
-        root: root.in_guest(ROOT_DEVICE),
+        root: root.in_guest(disk_name),
         read_only: spec.read_only,
         hostname: spec.hostname.clone().into_bytes(),
         argv: spec.process.argv.iter().map(|argument| bytes(argument)).collect(),

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use amphi_guest_init::{INLINE_ROOT, LOWER_DIR, OVER_DIR, Root};
+use amphi_guest_init::{INLINE_ROOT, OVER_DIR, Root};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
@@ -26,10 +26,7 @@ pub(super) fn enter(root: &Root, read_only: bool) -> Result<Entered, Failure> {
     let mut writable_disk = false;
     match root {
         Root::Inline => mount_bind(INLINE_ROOT, INLINE_ROOT).context(|| "cannot mount the inline root".into())?,
-        Root::Layered { device, fstype } => {
-            mount_device(device, fstype, LOWER_DIR, MountFlags::RDONLY)?;
-            layer()?;
-        }
+        Root::Layered { devices, fstype } => layer(devices, fstype)?,
         Root::Disk { device, fstype } => {
             let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
             mount_device(device, fstype, INLINE_ROOT, flags)?;
@@ -61,19 +58,43 @@ fn mount_device(device: &[u8], fstype: &[u8], place: &str, flags: MountFlags) ->
         .context(|| format!("cannot mount the root file system ({}) on {}", String::from_utf8_lossy(fstype), name()))
 }
 
-/// Puts a layer in memory over the mounted lower one.
-fn layer() -> Result<(), Failure> {
+/// Mounts the devices, the lowest first, and puts them and a layer in memory over each other.
+fn layer(devices: &[Vec<u8>], fstype: &[u8]) -> Result<(), Failure> {
     let mode = Mode::from_raw_mode(0o755);
+    let failed = || "cannot put a writable layer over the root file system (overlay)".into();
     mount("tmpfs", OVER_DIR, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
         .and_then(|()| rustix::fs::mkdir(format!("{OVER_DIR}/upper"), mode))
         .and_then(|()| rustix::fs::mkdir(format!("{OVER_DIR}/work"), mode))
-        .and_then(|()| {
-            let options: Vec<u8> =
-                format!("lowerdir={LOWER_DIR},upperdir={OVER_DIR}/upper,workdir={OVER_DIR}/work\0").into_bytes();
-            let options = core::ffi::CStr::from_bytes_with_nul(&options).map_err(|_| Errno::INVAL)?;
-            mount("overlay", INLINE_ROOT, "overlay", MountFlags::empty(), Some(options))
-        })
-        .context(|| "cannot put a writable layer over the root file system (overlay)".into())
+        .context(failed)?;
+    let mut options = String::from("lowerdir=");
+    for (index, device) in devices.iter().enumerate() {
+        let place = format!("{OVER_DIR}/{index}");
+        rustix::fs::mkdir(&place, mode).context(failed)?;
+        mount_device(device, fstype, &place, MountFlags::RDONLY)?;
+    }
+    for index in (0..devices.len()).rev() {
+        options.push_str(&format!("{OVER_DIR}/{index}"));
+        options.push(if index > 0 { ':' } else { ',' });
+    }
+    options.push_str(&format!("upperdir={OVER_DIR}/upper,workdir={OVER_DIR}/work\0"));
+    core::ffi::CStr::from_bytes_with_nul(options.as_bytes())
+        .map_err(|_| Errno::INVAL)
+        .and_then(|options| mount("overlay", INLINE_ROOT, "overlay", MountFlags::empty(), Some(options)))
+        .and_then(|()| take_over_top())
+        .context(failed)
+}
+
+/// Gives `/` the mode and the owner that the lowest layer's top has, not those of a fresh directory.
+fn take_over_top() -> Result<(), Errno> {
+    let top = rustix::fs::stat(format!("{OVER_DIR}/0"))?;
+    let (user, group) = (rustix::fs::Uid::from_raw(top.st_uid), rustix::fs::Gid::from_raw(top.st_gid));
+    if (top.st_uid, top.st_gid) != (0, 0) {
+        rustix::fs::chown(INLINE_ROOT, Some(user), Some(group))?;
+    }
+    if top.st_mode & 0o7777 != 0o755 {
+        rustix::fs::chmod(INLINE_ROOT, Mode::from_raw_mode(top.st_mode & 0o7777))?;
+    }
+    Ok(())
 }
 
 impl Entered {

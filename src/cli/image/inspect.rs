@@ -1,0 +1,49 @@
+//! `amphi inspect`, for images.
+
+use amphi::image::manifest::{Descriptor, Manifest};
+use amphi::image::{Store, StoreError};
+use clap::Args;
+use serde::Serialize;
+
+use super::ImageCommandError;
+use super::find::find;
+use crate::cli::output::{print, to_json};
+
+/// The arguments of `amphi inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The image
+    #[arg(value_name = "NAME|ID")]
+    image: String,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    names: Vec<String>,
+    id: String,
+    manifest: Descriptor,
+    /// Of all blobs, compressed as they came, in bytes.
+    size: u64,
+    layers: Manifest,
+    config: serde_json::Value,
+}
+
+/// Prints all that the store knows of an image, as JSON.
+pub(crate) fn run(args: &InspectArgs) -> Result<(), ImageCommandError> {
+    let store = Store::open_default()?;
+    let (image, _) = find(&store, &args.image)?;
+    let names = store.names()?.into_iter().filter(|(_, manifest)| manifest.digest == image.descriptor.digest);
+    let config = serde_json::from_slice(&image.config_bytes).map_err(|source| StoreError::Document {
+        digest: image.descriptor.digest,
+        source: amphi::image::manifest::DocumentError::Json { what: "configuration", source },
+    })?;
+    let inspection = Inspection {
+        names: names.map(|(name, _)| name.to_string()).collect(),
+        id: image.manifest.config.digest.hex(),
+        size: image.size(),
+        manifest: image.descriptor,
+        layers: image.manifest,
+        config,
+    };
+    Ok(print(&to_json(&inspection)?)?)
+}

@@ -1,0 +1,89 @@
+//! Commands that are killed at any moment leave a store that is whole.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use amphi::image::Digest;
+use rustix::process::Signal;
+
+use crate::harness::images::{Made, OwnRoot};
+use crate::harness::registry::Registry;
+use crate::harness::{Case, host};
+
+/// How many commands are killed.
+const KILLS: u64 = 200;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![host("image_store_survives_kills", store_survives_kills)]
+}
+
+fn store_survives_kills() {
+    let registry = Registry::start();
+    let noise: Vec<u8> =
+        (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).rotate_left(n % 32).to_le_bytes()).collect();
+    let made = Made::new()
+        .layer(|root| fs::write(root.join("noise"), noise).unwrap())
+        .layer(|root| fs::write(root.join("etc/third"), "3").unwrap());
+    for name in ["a:1", "b:1"] {
+        registry.fill(&made.layout(), "made", name);
+    }
+    let (first, second) = (registry.name("a:1"), registry.name("b:1"));
+    let whole = OwnRoot::new();
+    whole.amphi(&["pull", &first]).finish().expect(0);
+    let expected = files(&whole.path().join("images/layers"));
+
+    let own = OwnRoot::new();
+    let layout = format!("oci:{}:made", made.layout().display());
+    let commands: [&[&str]; 7] = [
+        &["pull", &first],
+        &["load", &layout],
+        &["rmi", &first],
+        &["pull", &second],
+        &["tag", &second, "c:1"],
+        &["rmi", &second, "--force"],
+        &["prune"],
+    ];
+    // Not random, but it hits other moments every time: no two machines are as fast.
+    let mut state = 1_u64;
+    for kill in 0..KILLS {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let command = commands[usize::try_from(kill % 7).unwrap()];
+        let started = own.amphi(command).start();
+        std::thread::sleep(Duration::from_micros((state >> 33) % 150_000));
+        started.signal(Signal::KILL);
+        drop(started.finish());
+        check(&own, &expected);
+    }
+    own.amphi(&["pull", &first]).finish().expect(0);
+    own.amphi(&["prune"]).finish().expect(0);
+    check(&own, &expected);
+    assert_eq!(files(&own.path().join("images/layers")), expected);
+    assert_eq!(files(&own.path().join("images/incoming")), BTreeMap::new());
+}
+
+/// Every blob is what its name says, every layer is what an undisturbed store has, and all images are there.
+fn check(own: &OwnRoot, expected: &BTreeMap<String, Digest>) {
+    let images = own.path().join("images");
+    for (name, digest) in files(&images.join("blobs/sha256")) {
+        assert_eq!(name, digest.hex(), "a blob is not whole");
+    }
+    for (name, digest) in files(&images.join("layers")) {
+        assert_eq!(expected.get(&name), Some(&digest), "the layer {name} is not whole");
+    }
+    let listed = own.amphi(&["images", "--quiet"]).finish().expect(0).text();
+    for id in listed.lines() {
+        own.amphi(&["inspect", id]).finish().expect(0);
+    }
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Digest> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| {
+            let contents = fs::read(entry.path()).unwrap();
+            (entry.file_name().into_string().unwrap(), Digest::of(&contents))
+        })
+        .collect()
+}
