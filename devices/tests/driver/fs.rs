@@ -322,6 +322,41 @@ fn directories_are_listed_whole() {
         world.ask(29, node, &longs(&[handle, 0, 0])).unwrap();
     }
     assert_eq!(world.ask(READDIR, ROOT, &read(77, 0, 1000)), Err(libc::EBADF));
+    let handle = u64_at(&world.ask(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    assert_eq!(world.ask(READDIR, ROOT, &read(handle, 1 << 63, 1000)), Err(libc::EINVAL));
+    assert_eq!(world.ask(READDIR, ROOT, &read(handle, 0, 10)).unwrap(), b"", "no room for any entry");
+}
+
+/// Entries are removed while they are listed, as `rm -r` does it.
+#[test]
+fn a_directory_that_gets_emptied_meanwhile_is_listed_whole() {
+    // On a file system in memory, a position may be a mere count.
+    let memory = std::path::Path::new("/dev/shm");
+    let folder = tempfile::tempdir_in(if memory.is_dir() { memory } else { std::path::Path::new("/tmp") }).unwrap();
+    for n in 0..500 {
+        fs::write(folder.path().join(format!("{n}")), "").unwrap();
+    }
+    let mut guest = share(File::open(folder.path()).unwrap(), Settings { descriptors: 1000, ..settings() });
+    let handle = u64_at(&ask(&mut guest, OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let mut offset = 0;
+    loop {
+        let listed = ask(&mut guest, READDIRPLUS, ROOT, &read(handle, offset, 4096)).unwrap();
+        if listed.is_empty() {
+            break;
+        }
+        let mut rest = &listed[..];
+        while !rest.is_empty() {
+            let entry = &rest[128..];
+            let len = u32_at(entry, 16) as usize;
+            offset = u64_at(entry, 8);
+            let name = String::from_utf8(entry[24..24 + len].to_vec()).unwrap();
+            if !name.starts_with('.') {
+                ask(&mut guest, UNLINK, ROOT, &text(&name)).unwrap();
+            }
+            rest = &entry[(24 + len).next_multiple_of(8)..];
+        }
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::virtio::doorbell::tell_driver;
 use crate::virtio::mmio::VirtioInterrupt;
 
 /// How many requests are carried out before a monitor that wants the device's end is heard.
-const REQUESTS_A_TURN: usize = 64;
+const REQUESTS_A_TURN: usize = 16;
 
 /// The activated queues.
 pub(super) struct QueueHandler {

@@ -1,9 +1,10 @@
 //! Directories as lists of names.
 
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, RawDirEntry, SeekFrom, openat, seek};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, openat, seek};
 use rustix::io::Errno;
 
 use super::Share;
@@ -11,15 +12,68 @@ use super::files::Handle;
 use crate::virtio::fs::session::MAX_DATA;
 use crate::virtio::fs::wire::{DIRENT, ENTRY_OUT, Fields, Reply};
 
-/// How much of a directory is read at a time: with attributes, an entry of the reply is some five times as long as the host's.
+/// How much of a directory is read at a time.
 const CHUNK: usize = 4 << 10;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Listing {
     fd: OwnedFd,
-    /// Where the host's descriptor is, in its own terms.
+    /// Where the guest is, in the host's terms.
     position: u64,
+    /// What has been read from there on and not been told: there is no going back to it. On some file systems a position is a
+    /// mere count, which means something else as soon as an entry is removed.
+    ahead: VecDeque<Entry>,
+}
+
+/// An entry of a directory.
+#[derive(Debug)]
+struct Entry {
+    inode: u64,
+    /// The position behind it.
+    next: u64,
+    kind: FileType,
+    name: Box<[u8]>,
+}
+
+impl Listing {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd, position: 0, ahead: VecDeque::new() }
+    }
+
+    /// Goes to `offset`; to the beginning, to read everything anew.
+    fn go_to(&mut self, offset: u64) -> Result<(), Errno> {
+        if offset == 0 || offset != self.position {
+            self.ahead.clear();
+            seek(&self.fd, SeekFrom::Start(offset))?;
+            self.position = offset;
+        }
+        Ok(())
+    }
+
+    /// The next entry; none at the end.
+    fn peek(&mut self) -> Result<Option<&Entry>, Errno> {
+        if self.ahead.is_empty() {
+            let mut chunk = [MaybeUninit::uninit(); CHUNK];
+            let mut entries = RawDir::new(&self.fd, &mut chunk);
+            while let Some(entry) = entries.next() {
+                let entry = entry?;
+                let (inode, next, kind) = (entry.ino(), entry.next_entry_cookie(), entry.file_type());
+                self.ahead.push_back(Entry { inode, next, kind, name: entry.file_name().to_bytes().into() });
+                if entries.is_buffer_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(self.ahead.front())
+    }
+
+    /// Goes past the next entry.
+    fn advance(&mut self) {
+        if let Some(entry) = self.ahead.pop_front() {
+            self.position = entry.next;
+        }
+    }
 }
 
 impl AsFd for Listing {
@@ -44,7 +98,7 @@ impl Share {
         self.for_descriptors(1)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(self.directory(node)?, c".", flags, Mode::empty())?;
-        reply.u64(self.handles.add(Handle::Directory(Listing { fd, position: 0 })));
+        reply.u64(self.handles.add(Handle::Directory(Listing::new(fd))));
         reply.u64(0);
         Ok(())
     }
@@ -71,36 +125,18 @@ impl Share {
     }
 
     fn list(&mut self, listing: &mut Listing, wish: Wish, reply: &mut Reply) -> Result<(), Errno> {
-        if listing.position != wish.offset {
-            seek(&listing.fd, SeekFrom::Start(wish.offset))?;
+        listing.go_to(wish.offset)?;
+        while let Some(entry) = listing.peek()?
+            && self.tell(entry, wish, reply)
+        {
+            listing.advance();
         }
-        // The descriptor runs ahead of what is told; should something fail, nobody knows where it is.
-        listing.position = u64::MAX;
-        let mut chunk = [MaybeUninit::uninit(); CHUNK];
-        let mut entries = RawDir::new(&listing.fd, &mut chunk);
-        let mut told = wish.offset;
-        loop {
-            let rest_is_unread = entries.is_buffer_empty();
-            if rest_is_unread && reply.0.len() + CHUNK / 2 > wish.size && !reply.0.is_empty() {
-                // Another chunk would be for a few entries, and be read again.
-                listing.position = told;
-                return Ok(());
-            }
-            let Some(entry) = entries.next() else {
-                listing.position = told;
-                return Ok(());
-            };
-            let entry = entry?;
-            if !self.tell(&entry, wish, reply) {
-                return Ok(());
-            }
-            told = entry.next_entry_cookie();
-        }
+        Ok(())
     }
 
     /// Adds an entry to the reply, if there is room for it.
-    fn tell(&mut self, entry: &RawDirEntry<'_>, wish: Wish, reply: &mut Reply) -> bool {
-        let name = entry.file_name().to_bytes();
+    fn tell(&mut self, entry: &Entry, wish: Wish, reply: &mut Reply) -> bool {
+        let name = &*entry.name;
         let before = if wish.plus { ENTRY_OUT } else { 0 };
         let len = before + (DIRENT + name.len()).next_multiple_of(8);
         if reply.0.len() + len > wish.size {
@@ -114,12 +150,11 @@ impl Share {
                 _ => reply.zeroes(ENTRY_OUT),
             }
         }
-        reply.u64(entry.ino());
-        reply.u64(entry.next_entry_cookie());
+        reply.u64(entry.inode);
+        reply.u64(entry.next);
         // A name has at most 255 bytes.
         reply.u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
-        let kind = entry.file_type();
-        reply.u32(if kind == FileType::Unknown { 0 } else { kind.as_raw_mode() >> 12 });
+        reply.u32(if entry.kind == FileType::Unknown { 0 } else { entry.kind.as_raw_mode() >> 12 });
         reply.0.extend_from_slice(name);
         reply.zeroes((DIRENT + name.len()).next_multiple_of(8) - DIRENT - name.len());
         true

@@ -13,6 +13,7 @@ use super::directory::Listing;
 use super::nodes::Version;
 use super::{Share, stat};
 use crate::virtio::chain::Buffers;
+use crate::virtio::fs::session::MAX_DATA;
 use crate::virtio::fs::wire::{Fields, ROOT, Reply};
 
 /// `FUSE_OPEN_KILL_SUIDGID`.
@@ -24,7 +25,7 @@ const WRITE_CACHE: u32 = 1;
 /// `FUSE_WRITE_KILL_SUIDGID`.
 const WRITE_KILL_PRIVILEGES: u32 = 1 << 2;
 /// The most bytes that one request copies; who wants more asks again.
-const COPY_MAX: u64 = 64 << 20;
+const COPY_MAX: u64 = 16 << 20;
 /// Times of files go by the host's clock ticks: a file that was changed less than this many seconds ago may change once more
 /// without its times saying so.
 const SETTLED: i64 = 2;
@@ -138,7 +139,7 @@ impl Share {
     ) -> Result<usize, Errno> {
         let (handle, offset, size) = (fields.u64()?, fields.offset()?, fields.u32()?);
         let fd = self.handles.file(handle)?;
-        to.truncate(size as usize);
+        to.truncate(size.min(MAX_DATA) as usize);
         transfer(offset, to, |buffers, offset| {
             let count = libc::c_int::try_from(buffers.len()).unwrap_or(libc::c_int::MAX);
             // SAFETY: the buffers are in guest memory, mapped as long as `to` lives, which anybody may write to.
@@ -156,7 +157,7 @@ impl Share {
         let (handle, offset, size, how) = (fields.u64()?, fields.offset()?, fields.u32()?, fields.u32()?);
         fields.skip(8)?;
         let flags = OFlags::from_bits_retain(fields.u32()?);
-        if from.len() != size as usize {
+        if from.len() != size as usize || size > MAX_DATA {
             return Err(Errno::INVAL);
         }
         let fd = self.handles.file(handle)?;
