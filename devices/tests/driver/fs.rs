@@ -40,7 +40,7 @@ struct World {
     folder: TempDir,
 }
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     // SAFETY: these calls have no effect but their result.
     let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
     Settings { read_only: false, owners: Owners::One { user, group }, descriptors: 100 }
@@ -85,7 +85,7 @@ impl World {
 }
 
 /// A guest that `top` is shared with, in a session.
-fn share(top: File, settings: Settings) -> Guest {
+pub(crate) fn share(top: File, settings: Settings) -> Guest {
     let mut guest = Guest::new(Fs::new(Share::new(top.into(), settings).unwrap(), "tag").unwrap());
     guest.start(0);
     let reply = ask(&mut guest, INIT, 0, &words(&[7, 38, 1 << 17, u32::MAX])).unwrap();

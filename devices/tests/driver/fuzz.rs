@@ -3,7 +3,9 @@
 //! The fuzz targets (`fuzz/` at the top of the repository) run the same programs, guided by what they reach. This is what
 //! every `cargo test` does.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 
 use amphi_devices::virtio::block::{Block, Engine};
 use amphi_devices::virtio::console::{Console, Port};
@@ -12,7 +14,7 @@ use amphi_devices::virtio::rng::Rng;
 
 use crate::block::{self, file};
 use crate::guest::Guest;
-use crate::{balloon, pmem, program, vsock};
+use crate::{balloon, fs, pmem, program, vsock};
 
 /// Xorshift, for numbers that are the same in every run.
 pub(crate) struct Random(u64);
@@ -39,7 +41,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     std::iter::repeat_with(|| random.next().to_le_bytes()[3]).take(len).collect()
 }
 
-fn devices() -> Vec<Guest> {
+fn devices(folder: &Path) -> Vec<Guest> {
     let port = |id| Port { id, input: Some(file().into()), output: Some(file().into()), ..Port::default() };
     let disk = file();
     disk.set_len(1 << 20).unwrap();
@@ -57,14 +59,19 @@ fn devices() -> Vec<Guest> {
         balloon::balloon(),
         pmem::guest(Some(file())),
         Guest::new(vsock::device(&vsock::Folder::new())),
+        fs::share(File::open(folder).unwrap(), fs::settings()),
     ]
 }
 
 #[test]
 fn random_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("d");
+    std::fs::create_dir(&shared).unwrap();
     for seed in 1..=200 {
-        for guest in &mut devices() {
+        for guest in &mut devices(&shared) {
             program::run(guest, &noise(seed, 4096));
         }
     }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is made outside of what is shared");
 }
