@@ -1,12 +1,15 @@
 //! What is left behind: nothing, however amphi ends. And many instances at once.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::harness::installed::{self, Kernel};
 use crate::harness::leftovers::Snapshot;
+use crate::harness::world;
 use crate::harness::{Amphi, Case, Finished, Isolation, both, container, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -18,6 +21,8 @@ pub(crate) fn cases() -> Vec<Case> {
         both("a_signal_at_any_time_ends_it", a_signal_at_any_time_ends_it),
         both("sigkill_leaves_nothing_after_the_next_start", sigkill_leaves_nothing_after_the_next_start),
         vec![container("sigkill_with_many_processes_leaves_nothing", sigkill_with_many_processes_leaves_nothing)],
+        vec![vm("vms_left_to_the_kernel_are_closed", vms_left_to_the_kernel_are_closed)],
+        vec![vm("a_vm_that_finds_no_place_is_waited_for", a_vm_that_finds_no_place_is_waited_for)],
     ];
     let mut cases: Vec<_> = alone.into_iter().flatten().map(Case::alone).collect();
     cases.push(vm("a_guest_that_ends_first_is_an_error", a_guest_that_ends_first_is_an_error));
@@ -115,6 +120,43 @@ fn sigkill_with_many_processes_leaves_nothing() {
         let _: Finished = started.finish();
         before.expect_nothing_new("876605", &state.path().join("amphi"));
     }
+}
+
+/// The places for VMs that the kernel closes by itself (`release.rs`): bytes of the KVM device, each locked until its VM is
+/// gone. Taken all together here, as soon as all are free.
+fn take_all_places() -> File {
+    let device = File::options().read(true).write(true).open("/dev/kvm").unwrap();
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK.try_into().unwrap(),
+        l_whence: libc::SEEK_SET.try_into().unwrap(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the argument is a `struct flock`, as the command wants it.
+    let take = || unsafe { libc::fcntl(device.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) == 0 };
+    let deadline = Instant::now() + world::seconds(10);
+    while !take() {
+        assert!(Instant::now() < deadline, "VMs are still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    device
+}
+
+fn vms_left_to_the_kernel_are_closed() {
+    for _ in 0..3 {
+        let calls: Vec<_> = (0..6).map(|_| Amphi::sh(Isolation::Vm, "true").start()).collect();
+        for started in calls {
+            started.finish().expect(0);
+        }
+        drop(take_all_places());
+    }
+}
+
+fn a_vm_that_finds_no_place_is_waited_for() {
+    let all_places = take_all_places();
+    Amphi::sh(Isolation::Vm, "exit 3").finish().expect(3);
+    drop(all_places);
 }
 
 fn a_guest_that_ends_first_is_an_error() {

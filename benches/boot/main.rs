@@ -8,6 +8,7 @@
 // What fails here has no other reader than the one who started it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod closing;
 mod guest;
 mod memory;
 #[path = "../harness/newc.rs"]

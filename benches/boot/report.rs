@@ -25,7 +25,7 @@ impl Stage {
 
 struct Row {
     name: &'static str,
-    stages: [Option<Stage>; 3],
+    stages: [Option<Stage>; 4],
     ratio: Option<f64>,
 }
 
@@ -40,7 +40,12 @@ impl Table {
         let exit = |runs: &[Measured]| Stage::of(runs, |run| Some(run.exit));
         let peer = subjects.iter().zip(measured).find(|(subject, _)| subject.is_peer).and_then(|(_, runs)| exit(runs));
         let rows = subjects.iter().zip(measured).map(|(subject, runs)| {
-            let stages = [Stage::of(runs, |run| run.first_instruction), Stage::of(runs, |run| run.init), exit(runs)];
+            let stages = [
+                Stage::of(runs, |run| run.first_instruction),
+                Stage::of(runs, |run| run.init),
+                exit(runs),
+                Stage::of(runs, |run| Some(run.gone)),
+            ];
             let ratio = stages[2].zip(peer).map(|(own, peer)| own.median / peer.median);
             Row { name: subject.name, stages, ratio }
         });
@@ -51,7 +56,7 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ratio = if self.has_peer { "x Firecracker" } else { "" };
-        writeln!(f, "{:<42}{:>18}{:>18}{:>18}{ratio:>15}", "", "1st instruction", "PID 1", "exit")?;
+        writeln!(f, "{:<42}{:>18}{:>18}{:>18}{:>18}{ratio:>15}", "", "1st instruction", "PID 1", "exit", "VM gone")?;
         for Row { name, stages, ratio } in &self.rows {
             write!(f, "{name:<42}")?;
             for stage in stages {

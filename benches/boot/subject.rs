@@ -12,6 +12,7 @@ use amphi::bench::RunReport;
 use amphi::isolation::Instant;
 use amphi::kernel::Kernel;
 
+use crate::closing;
 use crate::guest::{self, Act, MARK};
 use crate::memory::Footprint;
 use crate::world::progress;
@@ -53,13 +54,22 @@ pub(crate) struct Measured {
     pub(crate) first_instruction: Option<u64>,
     pub(crate) init: Option<u64>,
     pub(crate) exit: u64,
+    /// When the host's kernel has closed the VM, too.
+    pub(crate) gone: u64,
+}
+
+/// How long one process took, and until the mark where it is looked for.
+struct Run {
+    exit: u64,
+    gone: u64,
+    marked: Option<u64>,
 }
 
 impl Subject {
     /// Runs the subject twice: undisturbed, for the time to its exit, and watched, for the stages before.
     pub(crate) fn measure(&self) -> Result<Measured, String> {
-        let (exit, _) = self.run(&self.command, false)?;
-        let mut measured = Measured { exit, ..Measured::default() };
+        let Run { exit, gone, .. } = self.run(&self.command, false)?;
+        let mut measured = Measured { exit, gone, ..Measured::default() };
         if !self.timeline && self.sign == Sign::None {
             return Ok(measured);
         }
@@ -70,8 +80,7 @@ impl Subject {
             command.splice(3..3, ["--timeline-fd".to_owned(), file.as_raw_fd().to_string()]);
         }
         let start = Instant::now();
-        let (_, marked) = self.run(&command, self.sign == Sign::Console)?;
-        measured.init = marked;
+        measured.init = self.run(&command, self.sign == Sign::Console)?.marked;
         if self.timeline {
             let mut text = String::new();
             std::io::Seek::rewind(&mut file)
@@ -86,8 +95,8 @@ impl Subject {
         Ok(measured)
     }
 
-    /// Runs a command to its end and returns how long that took, and how long until the mark where it is looked for.
-    fn run(&self, command: &[String], find_mark: bool) -> Result<(u64, Option<u64>), String> {
+    /// Runs a command to its end, and on until no VM is left that could disturb the next one.
+    fn run(&self, command: &[String], find_mark: bool) -> Result<Run, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.name);
         let stdout = if find_mark { Stdio::piped() } else { Stdio::null() };
         let mut prepared = prepare(command);
@@ -96,9 +105,10 @@ impl Subject {
         let mut child = prepared.spawn().map_err(failed)?;
         let marked = if find_mark { Some(wait_for_mark(&mut child).map_err(failed)?.0 - start.0) } else { None };
         let status = child.wait().map_err(failed)?;
-        let end = Instant::now();
+        let exit = Instant::now().0 - start.0;
+        closing::wait().map_err(failed)?;
         if status.success() {
-            return Ok((end.0 - start.0, marked));
+            return Ok(Run { exit, gone: Instant::now().0 - start.0, marked });
         }
         let mut said = String::new();
         let _ = child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));

@@ -18,6 +18,7 @@ use super::load::{Initrd, load, table_error};
 use super::memory::GuestMemory;
 use super::plan::MAX_VCPUS;
 use super::pmem::{self, PmemRange};
+use super::release::DeferredRelease;
 use super::state::{EndedEvent, MachineExit, MachineState, Outcome, Stopper};
 use super::vcpu;
 use super::x86_64::acpi;
@@ -52,8 +53,9 @@ pub(super) struct Machine {
     first_instruction: Arc<Stamp>,
     pausing: Mutex<()>,
     kvm: Arc<Kvm>,
-    // Dropped last: the VM's slots point into the memory until the VM is closed.
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
+    release: Option<DeferredRelease>,
+    // Dropped after the vCPUs, without which nothing reaches it by the VM's slots.
     _memory: GuestMemory,
     _pmem: Vec<PmemRange>,
 }
@@ -74,12 +76,15 @@ impl Machine {
         let (vm, loaded) = thread::scope(|scope| {
             let loader = thread::Builder::new()
                 .name("loader".to_owned())
-                .spawn_scoped(scope, || load(memory, config.kernel, config.initrd, config.command_line))
+                .spawn_scoped(scope, || {
+                    let release = DeferredRelease::prepare();
+                    load(memory, config.kernel, config.initrd, config.command_line).map(|loaded| (loaded, release))
+                })
                 .map_err(VmError::host("start a thread"))?;
             let vm = create_vm(&kvm);
             Ok::<_, VmError>((vm, loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
         })?;
-        let (vm, (kernel, initrd)) = (vm?, loaded?);
+        let (vm, ((kernel, initrd), release)) = (vm?, loaded?);
         guest_memory.register(&vm)?;
         let pmem = pmem::map(std::mem::take(&mut config.devices.pmem), config.memory)?;
         for (slot, range) in (guest_memory.slots()..).zip(&pmem) {
@@ -101,7 +106,8 @@ impl Machine {
             first_instruction,
             pausing: Mutex::default(),
             kvm: Arc::new(kvm),
-            _vm: vm,
+            vm,
+            release,
             _memory: guest_memory,
             _pmem: pmem,
         })
@@ -226,6 +232,9 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
         self.join();
+        if let Some(release) = &self.release {
+            release.hand_over(&self.kvm, &self.vm);
+        }
     }
 }
 

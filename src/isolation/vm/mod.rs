@@ -23,6 +23,7 @@ mod outputs;
 mod passt;
 mod plan;
 mod pmem;
+mod release;
 mod sandbox;
 mod seccomp;
 mod signals;

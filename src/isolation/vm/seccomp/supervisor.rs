@@ -1,8 +1,7 @@
 //! Threads that follow a microVM from outside: in the command its main thread, and the one that takes signals.
 
 use super::rules::{
-    DESCRIPTOR_FLAGS, KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE,
-    THREAD_NAME, WRITE, ioctl,
+    KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -25,7 +24,21 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
     (libc::SYS_open, NO_FILES),
     (libc::SYS_readlink, NO_FILES),
     (libc::SYS_getcwd, NO_FILES),
-    (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
+    (libc::SYS_fcntl, Rule::AllowIf { argument: 1, test: Test::OneOf(FCNTLS) }),
+    // A VM that has ended is left to the kernel by a ring of which nothing else can be asked (`release.rs`).
+    (libc::SYS_io_uring_register, Rule::AllowIf { argument: 1, test: Test::OneOf(&[IORING_REGISTER_FILES]) }),
+];
+
+/// Of linux/io_uring.h.
+const IORING_REGISTER_FILES: u32 = 2;
+
+/// As on other threads, and the place that a VM takes on its way out.
+const FCNTLS: &[u32] = &[
+    libc::F_DUPFD_CLOEXEC.cast_unsigned(),
+    libc::F_GETFL.cast_unsigned(),
+    libc::F_SETFL.cast_unsigned(),
+    libc::F_GETFD.cast_unsigned(),
+    libc::F_OFD_SETLK.cast_unsigned(),
 ];
 
 /// `TIOCGWINSZ` of asm-generic/ioctls.h.

@@ -99,6 +99,13 @@ fn arguments_decide_where_they_must() {
     assert_eq!(verdict(&DEVICES_FILTER, libc::SYS_socket, [libc::AF_UNIX.cast_unsigned(), 0, 0]), ALLOW);
     assert_eq!(verdict(&VCPU_FILTER, libc::SYS_tgkill, [1, 1, libc::SIGRTMIN().cast_unsigned()]), ALLOW);
     assert_eq!(verdict(&VCPU_FILTER, libc::SYS_tgkill, [1, 1, libc::SIGKILL.cast_unsigned()]), TRAP);
+    assert_eq!(verdict(&SUPERVISOR_FILTER, libc::SYS_io_uring_register, [3, 2, 0]), ALLOW, "IORING_REGISTER_FILES");
+    assert_eq!(
+        verdict(&SUPERVISOR_FILTER, libc::SYS_io_uring_register, [3, 12, 0]),
+        TRAP,
+        "IORING_REGISTER_ENABLE_RINGS"
+    );
+    assert_eq!(verdict(&VCPU_FILTER, libc::SYS_io_uring_register, [3, 2, 0]), TRAP, "IORING_REGISTER_FILES");
     let thread = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_FS).cast_unsigned();
     assert_eq!(verdict(&SUPERVISOR_FILTER, libc::SYS_clone, [thread, 0, 0]), ALLOW);
     assert_eq!(verdict(&DEVICES_FILTER, libc::SYS_clone, [thread, 0, 0]), TRAP);
