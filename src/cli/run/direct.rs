@@ -8,7 +8,7 @@ use amphi::spec::MemorySize;
 use super::args::RunArgs;
 use super::report::TimelineFd;
 use super::signals::Forwarder;
-use super::{confinement, footprint, stdio, terminal};
+use super::{confinement, stdio, terminal};
 use crate::error::CliError;
 
 /// A direct boot's RAM where the user names no size.
@@ -45,7 +45,7 @@ pub(super) fn run(args: &RunArgs, timeline_fd: Option<TimelineFd>, start: Instan
         .map_err(|source| CliError::Process { action: "install a handler for SIGSYS", source })?;
     let ended = boot.start_after(streams.stdin, streams.stdout, confinement::confine).and_then(|machine| {
         forwarder.attach_machine(machine.stopper());
-        footprint::shed();
+        forwarder.started();
         machine.wait()
     });
     drop(raw_mode);

@@ -52,7 +52,7 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
     forwarder.attach(&sandbox);
     let status = sandbox.start().and_then(|()| {
-        footprint::shed();
+        forwarder.started();
         sandbox.wait()
     });
     let mut timeline = sandbox.timeline();

@@ -5,13 +5,14 @@
 
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use std::{io, ptr, thread};
 
 use amphi::isolation::vm::Stopper;
 use amphi::isolation::{Sandbox, Signal};
 use amphi::{ExitStatus, IsolationKind, Timeline};
 
-use super::{confinement, terminal};
+use super::{confinement, footprint, terminal};
 use crate::error::CliError;
 
 /// Passed on to the workload.
@@ -19,6 +20,8 @@ const FORWARDED: [i32; 7] =
     [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM];
 /// Concern the terminal.
 const TERMINAL: [i32; 2] = [libc::SIGWINCH, libc::SIGCONT];
+/// What ends sooner is spared what makes long runs small. Less than a second.
+const SHORT_RUN: Duration = Duration::from_millis(100);
 /// So many SIGTERMs kill a workload that does not heed them.
 const TERMS_THAT_KILL: u32 = 3;
 
@@ -30,6 +33,8 @@ struct State {
     terms: u32,
     /// The signal that ended the run before there was a workload to pass it on to.
     interrupted_by: Option<Signal>,
+    /// Whether what amphi needs for a start only can be let go.
+    started: bool,
 }
 
 enum Stage {
@@ -48,7 +53,8 @@ impl Forwarder {
     pub(super) fn start(kind: IsolationKind) -> Result<Self, CliError> {
         let failed = |source| CliError::Process { action: "take over signals", source };
         let set = block().map_err(failed)?;
-        let state = Arc::new(Mutex::new(State { stage: Stage::Preparing, terms: 0, interrupted_by: None }));
+        let state =
+            Arc::new(Mutex::new(State { stage: Stage::Preparing, terms: 0, interrupted_by: None, started: false }));
         let shared = Arc::clone(&state);
         let run = move || {
             if kind == IsolationKind::Vm
@@ -57,9 +63,16 @@ impl Forwarder {
                 let _ = crate::error::report(&CliError::Process { action: "confine the thread for signals", source });
                 std::process::exit(125);
             }
+            let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shed = false;
             loop {
-                if let Some(number) = wait(&set) {
-                    take(&mut shared.lock().unwrap_or_else(PoisonError::into_inner), number);
+                match wait(&set, (!shed).then_some(SHORT_RUN)) {
+                    Some(number) => take(&mut lock(), number),
+                    None if !shed && lock().started => {
+                        footprint::shed();
+                        shed = true;
+                    }
+                    None => {}
                 }
             }
         };
@@ -70,6 +83,11 @@ impl Forwarder {
     /// From now on signals go to the workload in `sandbox`.
     pub(super) fn attach(&self, sandbox: &Arc<dyn Sandbox>) {
         self.lock().stage = Stage::Running(Arc::downgrade(sandbox));
+    }
+
+    /// All is started: if it goes on for a while, memory that only the start needed is let go.
+    pub(super) fn started(&self) {
+        self.lock().started = true;
     }
 
     /// From now on a signal ends the machine, and then this process.
@@ -179,11 +197,13 @@ fn block() -> io::Result<libc::sigset_t> {
     }
 }
 
-/// Waits for one of the signals of `set`.
-fn wait(set: &libc::sigset_t) -> Option<i32> {
-    let mut number = 0;
-    // SAFETY: both point to live values of the right types.
-    (unsafe { libc::sigwait(set, &raw mut number) } == 0).then_some(number)
+/// Waits for one of the signals of `set`, at most that long where there is a limit.
+fn wait(set: &libc::sigset_t, limit: Option<Duration>) -> Option<i32> {
+    let limit = limit.map(|limit| libc::timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() });
+    let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: both point to live values of the right types, or to nothing, and what is nowhere is not written.
+    let number = unsafe { libc::sigtimedwait(set, ptr::null_mut(), limit) };
+    (number > 0).then_some(number)
 }
 
 #[cfg(test)]
@@ -225,7 +245,7 @@ mod tests {
         let recorder = Arc::new(Recorder { ready: ready.into(), ..Recorder::default() });
         let sandbox: Arc<dyn Sandbox> = Arc::<Recorder>::clone(&recorder);
         let stage = Stage::Running(Arc::downgrade(&sandbox));
-        (recorder, sandbox, State { stage, terms: 0, interrupted_by: None })
+        (recorder, sandbox, State { stage, terms: 0, interrupted_by: None, started: false })
     }
 
     #[test]
