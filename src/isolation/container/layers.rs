@@ -24,6 +24,8 @@ const STACKS: [&CStr; MAX_STACK] =
 
 /// The first Linux whose tmpfs has `user.` attributes.
 const TMPFS_USER_ATTRIBUTES: (u32, u32) = (6, 6);
+/// The first Linux whose tmpfs can show other owners (idmapped mounts).
+const TMPFS_SHIFTS: (u32, u32) = (6, 3);
 
 /// Whose attributes the overlay uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,7 +87,16 @@ fn attach_layers(lowers: &[BorrowedFd<'_>], scratch: BorrowedFd<'_>) -> Result<(
 
 /// Whether the parent has to make the overlay, if it may.
 pub(super) fn needs_parent() -> bool {
-    rustix::system::uname().release().to_str().is_ok_and(|release| version(release) < TMPFS_USER_ATTRIBUTES)
+    host_is_older_than(TMPFS_USER_ATTRIBUTES)
+}
+
+/// Whether `tree` is known not to show other owners. Others find out by trying, which takes a child and its namespaces.
+pub(super) fn cannot_shift(tree: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(tree).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC) && host_is_older_than(TMPFS_SHIFTS)
+}
+
+fn host_is_older_than(first: (u32, u32)) -> bool {
+    rustix::system::uname().release().to_str().is_ok_and(|release| version(release) < first)
 }
 
 fn version(release: &str) -> (u32, u32) {

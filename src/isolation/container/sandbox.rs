@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::error::{ContainerError, from_child};
 use super::launch::{Config, LaunchError, Launched, above_standard, launch};
+use super::layers::cannot_shift;
 use super::namespaces::IdMap;
 use super::relay::{Outputs, Relays, lend};
 use super::terminal::{self, Terminal};
@@ -83,7 +84,11 @@ impl Container {
         };
         let (stdin, given) = { standard }().map_err(streams)?;
         let mut map = match IdMap::choose() {
-            IdMap::Shifted { .. } if self.config.trees.is_empty() => IdMap::Identity,
+            IdMap::Shifted { .. }
+                if self.config.trees.is_empty() || self.config.trees.iter().any(|tree| cannot_shift(tree.as_fd())) =>
+            {
+                IdMap::Identity
+            }
             map => map,
         };
         let process = &self.config.process;
