@@ -190,14 +190,20 @@ impl Started {
     pub(crate) fn finish(mut self) -> Finished {
         while self.stdout.collect_until(self.deadline) {}
         while self.stderr.collect_until(self.deadline) {}
+        let status = self.wait_until_gone();
+        Finished {
+            line: std::mem::take(&mut self.line),
+            status,
+            stdout: std::mem::take(&mut self.stdout.data),
+            stderr: std::mem::take(&mut self.stderr.data),
+        }
+    }
+
+    /// Blocks until `amphi` itself has ended; what it had started may still run, and its output come.
+    pub(crate) fn wait_until_gone(&mut self) -> ExitStatus {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return Finished {
-                    line: std::mem::take(&mut self.line),
-                    status,
-                    stdout: std::mem::take(&mut self.stdout.data),
-                    stderr: std::mem::take(&mut self.stderr.data),
-                };
+                return status;
             }
             if Instant::now() > self.deadline {
                 self.give_up("it did not end in time");
