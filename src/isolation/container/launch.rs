@@ -163,14 +163,15 @@ pub(super) fn above_standard(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { fcntl_dupfd_cloexec(&fd, 3) }
 }
 
-/// Starts the container, whose workload is executed somewhat later: see [`Launched::wait_until_executed`].
+/// Makes the container's first process, and where amphi has to make it the root, which is returned too. It goes on with
+/// [`Launched::release`]; its workload is executed somewhat later: see [`Launched::wait_until_executed`].
 pub(super) fn launch(
     config: &Config,
     map: &IdMap,
     stdin: Option<BorrowedFd<'_>>,
     outputs: Outputs,
     created: &Stamp,
-) -> Result<Launched, LaunchError> {
+) -> Result<(Launched, Option<OwnedFd>), LaunchError> {
     let mut cgroup = Cgroup::create(&config.id, &config.resources)?;
     let pipe = ContainerError::kernel("make a pipe to the container");
     let ends = || -> Result<_, Errno> {
@@ -234,11 +235,8 @@ pub(super) fn launch(
     let by_parent = !trees.is_empty() && (config.layered || layers::needs_parent());
     let overlay = by_parent.then(|| layers::make_privileged(&trees, config.scratch_size.as_deref())).transpose();
     let overlay = overlay.map_err(|failure| from_child(failure, &config.process, &config.volumes))?;
-    // Should it be dead already, the report says why.
-    let _ = handover::send(control.as_fd(), overlay.as_ref().map(AsFd::as_fd));
-    drop(overlay);
     let killed = AtomicBool::new(false);
-    Ok(Launched { first, killed, control, ready, report, cgroup: Mutex::new(Some(cgroup)) })
+    Ok((Launched { first, killed, control, ready, report, cgroup: Mutex::new(Some(cgroup)) }, overlay))
 }
 
 /// Gives the child the limits of any container, which may be more than amphi was started with. The child
@@ -250,6 +248,12 @@ fn raise_limits(pid: i32) {
 }
 
 impl Launched {
+    /// Lets the child go on, with the root that was made for it if one was.
+    pub(super) fn release(&self, overlay: Option<OwnedFd>) {
+        // Should it be dead already, the report says why.
+        let _ = handover::send(self.control.as_fd(), overlay.as_ref().map(AsFd::as_fd));
+    }
+
     /// Waits until the workload is executed, or has been ended by a signal before that.
     pub(super) fn wait_until_executed(&self, config: &Config) -> Result<(), IsolationError> {
         if let Some(cgroup) = &*self.cgroup.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -1,6 +1,6 @@
 //! One container as a [`Sandbox`].
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
@@ -106,9 +106,9 @@ impl Container {
             }
             let connected = Some(stdin.as_fd()).filter(|_| self.config.stdin && self.config.terminal.is_none());
             match launch(&self.config, &map, connected, outputs, &self.created) {
-                Ok(launched) => {
+                Ok((launched, overlay)) => {
                     let launched = Arc::new(launched);
-                    self.publish(&launched)?;
+                    self.release(&launched, overlay)?;
                     launched.wait_until_executed(&self.config)?;
                     let terminal = match self.config.terminal {
                         Some(_) if launched.is_executed() => {
@@ -131,9 +131,11 @@ impl Container {
         }
     }
 
-    /// Lets signals reach the container, those first that came before.
-    fn publish(&self, launched: &Arc<Launched>) -> Result<(), ContainerError> {
+    /// Lets the child go on, and signals reach the container, those first that came before. Both under one lock: whoever asks
+    /// for the timeline because of what the workload wrote must find that it has begun.
+    fn release(&self, launched: &Arc<Launched>, overlay: Option<OwnedFd>) -> Result<(), ContainerError> {
         let mut reach = lock(&self.reach);
+        launched.release(overlay);
         for signal in std::mem::take(&mut reach.signals) {
             launched.signal(signal).map_err(ContainerError::kernel(SIGNAL))?;
         }
