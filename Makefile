@@ -55,6 +55,7 @@ check:
 unit:
 	$(call step,unit: unit and documentation tests)
 	cargo test --workspace --lib --bins --examples --locked
+	cargo test -p amphi-devices --test driver --locked
 	cargo test --workspace --doc --locked
 
 integration:

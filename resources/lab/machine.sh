@@ -84,7 +84,7 @@ run_machine() {
     -name amphi-lab -M q35 "${accelerator[@]}" -cpu EPYC,+svm,+npt -smp "$cpus" -m "$memory" \
     -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$vmlinuz" -initrd "$run/initrd" \
-    -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on lab.cache=$cache lab.shown=$shown lab.writable=$(IFS=,; echo "${writable[*]}")" \
+    -append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on no_timer_check lab.cache=$cache lab.shown=$shown lab.writable=$(IFS=,; echo "${writable[*]}")" \
     -serial "file:$run/console" \
     -fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=host,mount_tag=host \
     "${drives[@]}" \
