@@ -20,29 +20,11 @@ mod world;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Runs of each subject that count, where the environment does not say.
-const RUNS: usize = 5;
-
 fn main() -> ExitCode {
     if std::process::id() == 1 {
         guest::run();
     }
-    // `cargo test --benches` only wants to know that it starts.
-    if std::env::args().any(|argument| argument == "--test") {
-        return ExitCode::SUCCESS;
-    }
-    if world::must_move() {
-        return world::run_in_lab();
-    }
-    let directory = tempfile::Builder::new().prefix("amphi-bench-").tempdir_in("/dev/shm").unwrap();
-    let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS).max(1);
-    match measure(directory.path(), runs) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    world::run(measure)
 }
 
 fn measure(directory: &Path, runs: usize) -> Result<(), String> {

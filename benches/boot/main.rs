@@ -24,26 +24,8 @@ use std::process::ExitCode;
 use report::Table;
 use subject::{Measured, Subject};
 
-/// Runs of each subject that count, where the environment does not say; one more comes before them.
-const RUNS: usize = 5;
-
 fn main() -> ExitCode {
-    // `cargo test --benches` only wants to know that it starts.
-    if std::env::args().any(|argument| argument == "--test") {
-        return ExitCode::SUCCESS;
-    }
-    if world::must_move() {
-        return world::run_in_lab();
-    }
-    let directory = tempfile::Builder::new().prefix("amphi-bench-").tempdir_in("/dev/shm").unwrap();
-    let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS).max(1);
-    match measure(directory.path(), runs) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    world::run(measure)
 }
 
 fn measure(directory: &Path, runs: usize) -> Result<(), String> {

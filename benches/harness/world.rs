@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+/// Runs of each subject that count, where the environment does not say.
+const RUNS: usize = 5;
 /// Set in the lab, so that the program knows that it is there.
 const IN_LAB: &str = "AMPHI_BENCH_IN_LAB";
 /// For everything in the lab. A counted machine stops for good now and then; then there is one more try.
@@ -14,8 +16,28 @@ pub(crate) fn in_lab() -> bool {
     std::env::var_os(IN_LAB).is_some()
 }
 
+/// What a benchmark's program does: nothing under `cargo test --benches`, which only wants to know that it starts; elsewhere than
+/// where kernels run, itself again in the lab; else `measure`, with a folder in memory and the number of runs that count.
+pub(crate) fn run(measure: impl FnOnce(&Path, usize) -> Result<(), String>) -> ExitCode {
+    if std::env::args().any(|argument| argument == "--test") {
+        return ExitCode::SUCCESS;
+    }
+    if must_move() {
+        return run_in_lab();
+    }
+    let directory = tempfile::Builder::new().prefix("amphi-bench-").tempdir_in("/dev/shm").unwrap();
+    let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS).max(1);
+    match measure(directory.path(), runs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Whether this is not the place to measure at.
-pub(crate) fn must_move() -> bool {
+fn must_move() -> bool {
     !in_lab() && !amphi::host::kvm::probe().is_usable()
 }
 
@@ -43,7 +65,7 @@ pub(crate) fn qemu() -> Option<PathBuf> {
 }
 
 /// Runs this program again in the lab.
-pub(crate) fn run_in_lab() -> ExitCode {
+fn run_in_lab() -> ExitCode {
     progress("KVM runs no kernels here: measuring in the lab, in counted instructions");
     for attempt in 1..=2 {
         match lab() {
