@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::config::{Config, Execution, History, RootfsLayers};
+
 use super::Digest;
 
 /// The longest index, manifest or configuration that is read, in bytes. Registries take manifests of up to 4 MiB.
@@ -21,7 +23,7 @@ pub const INDEX_TYPES: [&str; 2] =
 pub const MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 /// Media types of a configuration: OCI's and docker's.
-const CONFIG_TYPES: [&str; 2] =
+pub(super) const CONFIG_TYPES: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 /// What the media types of layers begin with; the compression, which follows, is seen from the layer itself.
 const LAYER_TYPES: [&str; 3] = [
@@ -97,82 +99,6 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers, the lowest first.
     pub layers: Vec<Descriptor>,
-}
-
-/// How an image is to be run, and what its layers are uncompressed.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Config {
-    /// When it was made, as RFC 3339 writes times.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    /// The processor.
-    #[serde(default)]
-    pub architecture: String,
-    /// The operating system.
-    #[serde(default)]
-    pub os: String,
-    /// How to run it.
-    #[serde(default)]
-    pub config: Option<Execution>,
-    /// The layers.
-    pub rootfs: RootfsLayers,
-    /// How each layer came to be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub history: Option<Vec<History>>,
-}
-
-/// The uncompressed layers of an image.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct RootfsLayers {
-    /// Always `layers`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The digests of the layers' archives, uncompressed, the lowest first.
-    pub diff_ids: Vec<Digest>,
-}
-
-/// What to run, and how.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Execution {
-    /// `NAME|UID[:GROUP|GID]`; empty is root.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// `KEY=VALUE`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub env: Option<Vec<String>>,
-    /// The program, with arguments that the user's come after.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entrypoint: Option<Vec<String>>,
-    /// The arguments, or where there is no entry point the command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cmd: Option<Vec<String>>,
-    /// The working directory; empty is the top.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_dir: Option<String>,
-    /// Remarks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<BTreeMap<String, String>>,
-}
-
-/// How a layer, or a setting, came to be.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct History {
-    /// When, as RFC 3339 writes times.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    /// By which command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created_by: Option<String>,
-    /// By whom.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub author: Option<String>,
-    /// A remark.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub comment: Option<String>,
-    /// Whether it made no layer.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub empty_layer: bool,
 }
 
 /// Why a document is not one that an image can be made from.
@@ -317,28 +243,8 @@ impl Index {
     }
 }
 
-impl Config {
-    /// Reads the configuration of `manifest`.
-    ///
-    /// # Errors
-    /// It is malformed, or says something else than the manifest.
-    pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Self, DocumentError> {
-        check_length(bytes, "configuration")?;
-        let config: Self =
-            serde_json::from_slice(bytes).map_err(|source| DocumentError::Json { what: "configuration", source })?;
-        let (layers, named) = (manifest.layers.len(), config.rootfs.diff_ids.len());
-        if layers != named {
-            let problem = format!("names {named} layers, the manifest {layers}");
-            return Err(DocumentError::Wrong { what: "configuration", problem });
-        }
-        if (&*config.os, &*config.architecture) != PLATFORM {
-            return Err(DocumentError::Platform { found: format!("{}/{}", config.os, config.architecture) });
-        }
-        Ok(config)
-    }
-}
-
-fn check_length(bytes: &[u8], what: &'static str) -> Result<(), DocumentError> {
+/// Refuses documents that are longer than any that is meant well.
+pub(super) fn check_length(bytes: &[u8], what: &'static str) -> Result<(), DocumentError> {
     if bytes.len() as u64 > DOCUMENT_LIMIT {
         return Err(DocumentError::Wrong { what, problem: "is longer than 4 MiB".into() });
     }

@@ -3,9 +3,11 @@
 pub mod archive;
 mod builtin;
 mod cache;
+mod config;
 mod digest;
 mod disk;
 mod disk_file;
+mod draft;
 mod erofs;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -18,6 +20,7 @@ mod reference;
 pub mod registry;
 mod rootfs;
 pub mod store;
+mod timestamp;
 mod tree;
 mod xattr;
 
@@ -25,15 +28,17 @@ pub use cache::CacheError;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::DiskFormatError;
 pub use disk_file::{DiskError, open_disk};
+pub use draft::Draft;
 pub use erofs::ErofsError;
 pub(crate) use guest_root::GuestRoot;
 pub use guest_root::GuestRootError;
 pub use initramfs::{Initramfs, InitramfsError};
-pub use layer::LayerError;
+pub use layer::{EntryKind, LayerArchive, LayerEntry, LayerError};
 pub use name::{ImageName, ParseNameError};
 pub use reference::{ParseReferenceError, Reference};
 pub use rootfs::Rootfs;
-pub use store::{Store, StoreError, StoredImage};
+pub use store::{NewLayer, Store, StoreError, StoredImage};
+pub use timestamp::{ParseTimestampError, Timestamp};
 pub use tree::TreeError;
 
 use std::path::PathBuf;

@@ -6,11 +6,13 @@ mod convert;
 mod pax;
 mod tree;
 mod unpack;
+mod write;
 
 use std::io;
 
 pub(super) use convert::{Conversion, Layer, convert};
 pub(super) use unpack::unpack;
+pub use write::{EntryKind, LayerArchive, LayerEntry};
 
 use super::erofs::ErofsError;
 

@@ -18,6 +18,7 @@ mod image;
 mod incoming;
 mod index;
 mod layers;
+mod new_layer;
 mod trees;
 
 use std::fs::{self, File};
@@ -29,6 +30,7 @@ pub use collect::{Garbage, Kind as GarbageKind};
 pub use image::StoredImage;
 pub use incoming::Incoming;
 pub use layers::{LayerFile, LayerStack, MAX_STACK};
+pub use new_layer::{LayerSink, NewLayer};
 
 use super::manifest::{DOCUMENT_LIMIT, Descriptor, DocumentError};
 use super::{Digest, LayerError};
