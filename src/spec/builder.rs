@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{
     CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmDevices,
-    VmOptions, Volume, VolumeError, WindowSize, short_id,
+    VmOptions, Volume, VolumeError, WindowSize, WritableLayer, short_id,
 };
 use crate::image::{Image, Rootfs};
 
@@ -53,6 +53,12 @@ pub enum SpecError {
     /// A limit of no processes at all.
     #[error("--pids 0 leaves no room for the command itself: use a number above 0")]
     NoProcesses,
+    /// A limit for the layer that a disk does not have.
+    #[error("--storage-opt: a disk is written to itself, and has the size that it has: leave the option out")]
+    LimitOfDisk,
+    /// A kept layer above a disk.
+    #[error("the disk {path} is written to itself, so that there is no layer to keep", path = .0.display())]
+    LayerOfDisk(PathBuf),
     /// A network whose settings make no sense together.
     #[error("--network: {0}")]
     Network(ParseNetworkError),
@@ -114,6 +120,7 @@ impl RunSpecBuilder {
             process,
             hostname: short_id(),
             read_only: false,
+            writable: WritableLayer::default(),
             resources: Resources::default(),
             network: Network::None,
             volumes: Vec::new(),
@@ -185,6 +192,13 @@ impl RunSpecBuilder {
     #[must_use]
     pub const fn read_only(mut self, read_only: bool) -> Self {
         self.spec.read_only = read_only;
+        self
+    }
+
+    /// Where writes to `/` go; by default to memory, and they are gone with the run.
+    #[must_use]
+    pub fn writable(mut self, layer: WritableLayer) -> Self {
+        self.spec.writable = layer;
         self
     }
 
@@ -282,6 +296,7 @@ impl RunSpecBuilder {
         if self.spec.resources.pids == Some(0) {
             return Err(SpecError::NoProcesses);
         }
+        check_writable(&self.spec.rootfs, &self.spec.writable)?;
         check_network(&self.spec.network)?;
         check_volumes(&mut self.spec.volumes)?;
         for argument in &self.spec.vm.kernel_args {
@@ -316,6 +331,15 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
         Some(user) if user.contains('\0') || user.split(':').count() > 2 || user.split(':').any(str::is_empty) => {
             Err(SpecError::User(user.clone()))
         }
+        _ => Ok(()),
+    }
+}
+
+/// A disk has no layer above it.
+fn check_writable(rootfs: &Rootfs, writable: &WritableLayer) -> Result<(), SpecError> {
+    match rootfs {
+        Rootfs::Disk(_) if writable.limit.is_some() => Err(SpecError::LimitOfDisk),
+        Rootfs::Disk(path) if writable.folder.is_some() => Err(SpecError::LayerOfDisk(path.clone())),
         _ => Ok(()),
     }
 }
@@ -462,6 +486,16 @@ mod tests {
         assert_eq!(error, SpecError::SameDestination("/a/b".into()));
         let error = built.volume(Volume::new("x", "/d")).build().unwrap_err();
         assert!(matches!(error, SpecError::Volume { problem: VolumeError::Named(_), .. }));
+    }
+
+    #[test]
+    fn a_disk_has_no_layer_above_it() {
+        let disk = || RunSpecBuilder::new(Rootfs::Disk("/d".into()), vec!["/bin/sh".into()]);
+        let limit = WritableLayer { limit: Some(MemorySize::from_mib(64)), ..WritableLayer::default() };
+        let kept = WritableLayer { folder: Some("/i".into()), ..WritableLayer::default() };
+        assert_eq!(disk().writable(limit.clone()).build().unwrap_err(), SpecError::LimitOfDisk);
+        assert_eq!(disk().writable(kept).build().unwrap_err(), SpecError::LayerOfDisk("/d".into()));
+        assert_eq!(builder().writable(limit.clone()).build().unwrap().writable, limit);
     }
 
     #[test]

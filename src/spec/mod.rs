@@ -11,6 +11,7 @@ mod short_id;
 mod vm_devices;
 mod volume;
 mod watchdog;
+mod writable;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub(crate) use short_id::short_id;
 pub use vm_devices::{VmDevices, Vsock, VsockError};
 pub use volume::{Volume, VolumeError};
 pub use watchdog::{ParseWatchdogError, Watchdog, WatchdogAction};
+pub use writable::{ParseStorageOptionError, StorageOption, WritableLayer};
 
 use crate::image::Rootfs;
 
@@ -44,6 +46,8 @@ pub struct RunSpec {
     pub hostname: String,
     /// Whether `/` refuses writes.
     pub read_only: bool,
+    /// Where writes to `/` go.
+    pub writable: WritableLayer,
     /// The workload's limits.
     pub resources: Resources,
     /// The network that the workload is in.

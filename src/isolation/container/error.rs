@@ -27,6 +27,9 @@ pub enum ContainerError {
     /// A setting that only a microVM has.
     #[error("{0} has no meaning for a container: it needs --isolation vm")]
     VmOnly(&'static str),
+    /// A writable layer that is to stay.
+    #[error("the writable layer of a container is not kept as yet: use --rm")]
+    KeptLayer,
     /// A network other than none.
     #[error("--network: a container has none as yet: use --network none, or --isolation vm")]
     Network,

@@ -51,7 +51,7 @@ use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
 use crate::host::cgroup::{Cgroups, Version};
 use crate::image::Rootfs;
 use crate::image::store::LayerStack;
-use crate::spec::{RunSpec, short_id};
+use crate::spec::{MemorySize, RunSpec, short_id};
 
 /// Runs workloads as containers.
 #[derive(Debug, Default)]
@@ -110,6 +110,9 @@ impl Isolation for ContainerIsolation {
         if !spec.network.is_none() {
             return Err(ContainerError::Network.into());
         }
+        if spec.writable.folder.is_some() {
+            return Err(ContainerError::KeptLayer.into());
+        }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let Root { trees, layered, path, view, kept } = match &spec.rootfs {
@@ -126,7 +129,7 @@ impl Isolation for ContainerIsolation {
             layered,
             path,
             _kept: kept,
-            scratch_size: spec.resources.memory.map(|size| size_text(size.bytes())),
+            scratch_size: scratch_size(spec).map(|size| size_text(size.bytes())),
             read_only: spec.read_only,
             unified_cgroup: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
             resources: spec.resources,
@@ -189,6 +192,11 @@ impl Root {
 
 fn c_path(path: &Path) -> Result<CString, ContainerError> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| ContainerError::NulByte("the path of the root directory"))
+}
+
+/// The size of a writable layer in memory: that counts as the container's own.
+fn scratch_size(spec: &RunSpec) -> Option<MemorySize> {
+    spec.writable.limit.into_iter().chain(spec.resources.memory).min()
 }
 
 /// Decimal digits, which tmpfs takes for bytes.

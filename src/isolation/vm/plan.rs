@@ -54,6 +54,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(spec: &RunSpec) -> Result<Self, VmError> {
+        refuse_kept_layer(spec)?;
         let vcpus = vcpus(spec)?;
         let memory = spec.resources.memory.unwrap_or(DEFAULT_MEMORY).bytes() & !PAGE_MASK;
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
@@ -106,6 +107,20 @@ impl Plan {
             stdin,
         })
     }
+}
+
+fn refuse_kept_layer(spec: &RunSpec) -> Result<(), VmError> {
+    if spec.writable.limit.is_some() {
+        return Err(VmError::Unsupported(
+            "--storage-opt: the writable layer of a microVM has no limit as yet; use --isolation container".to_owned(),
+        ));
+    }
+    if spec.writable.folder.is_some() {
+        return Err(VmError::Unsupported(
+            "the writable layer of a microVM is not kept as yet; use --rm, or --isolation container".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 fn vcpus(spec: &RunSpec) -> Result<u8, VmError> {
