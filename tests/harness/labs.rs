@@ -80,7 +80,10 @@ pub(super) fn run(cases: usize) -> ExitCode {
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
-    println!("\nin the labs: {}", failed.join("; "));
+    // Once more what went wrong, at the end: the labs' lines are mixed, and of a long log often only the end is kept.
+    for failure in &failed {
+        println!("\nin the labs: {failure}");
+    }
     ExitCode::FAILURE
 }
 
@@ -107,27 +110,40 @@ fn lab(number: usize, count: usize) -> Option<String> {
         Ok(lab) => lab,
         Err(error) => return Some(format!("{} does not start: {error}", script().display())),
     };
-    forward(&mut lab, number);
+    let said = forward(&mut lab, number);
     match lab.wait() {
         Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("lab {number} ended with {status}")),
+        Ok(status) => Some(format!("lab {number} ended with {status}\n{}", failures(&said))),
         Err(error) => Some(format!("lab {number}: {error}")),
     }
 }
 
-/// Prints what a lab says until it closes its streams.
-fn forward(lab: &mut Child, number: usize) {
+/// Prints what a lab says until it closes its streams, and returns it.
+fn forward(lab: &mut Child, number: usize) -> String {
     let stdout: Box<dyn Read + Send> = Box::new(lab.stdout.take().expect("it is a pipe"));
     let stderr: Box<dyn Read + Send> = Box::new(lab.stderr.take().expect("it is a pipe"));
     thread::scope(|scope| {
-        for stream in [stdout, stderr] {
+        let streams = [stdout, stderr].map(|stream| {
             scope.spawn(move || {
+                let mut said = String::new();
                 for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                    println!("{number}| {}", String::from_utf8_lossy(&line));
+                    let line = String::from_utf8_lossy(&line);
+                    println!("{number}| {line}");
+                    said.push_str(&line);
+                    said.push('\n');
                 }
-            });
-        }
-    });
+                said
+            })
+        });
+        streams.map(|stream| stream.join().unwrap_or_default()).concat()
+    })
+}
+
+/// What the test runner reports of cases that failed; where it did not come so far, the last that was said.
+fn failures(said: &str) -> &str {
+    const LAST: usize = 2000;
+    let last = || said.char_indices().rev().nth(LAST - 1).map_or(said, |(start, _)| &said[start..]);
+    said.rfind("\nfailures:\n\n----").map_or_else(last, |start| &said[start..])
 }
 
 /// What the host could give to labs.
