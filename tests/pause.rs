@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::OwnedFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amphi::isolation::vm::{VmIsolation, VmSandbox};
 use amphi::isolation::{Signal, Stdio};
@@ -12,6 +12,7 @@ use amphi::spec::{DiskEngine, DiskSpec, VmDevices};
 use amphi::{ExitStatus, Image, RunSpec, Sandbox};
 
 use crate::harness::installed::{self, Kernel};
+use crate::harness::world::seconds;
 use crate::harness::{Case, rootfs, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -43,18 +44,28 @@ fn line(output: &mut impl BufRead) -> String {
     line.trim_end().to_owned()
 }
 
-/// The processor time that this process's threads of that kind have had, in ticks, and how many there are.
-fn time_of(kind: &str) -> (u64, usize) {
+/// What `proc_pid_stat(5)` says of this process's threads of that kind, from the state on.
+fn threads(kind: &str) -> Vec<Vec<String>> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let of_kind = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|c| c.starts_with(kind)));
-    let times: Vec<u64> = of_kind
-        .map(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap();
-            let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-        })
-        .collect();
-    (times.iter().sum(), times.len())
+    let stats = of_kind.map(|task| fs::read_to_string(task.path().join("stat")).unwrap());
+    stats.map(|stat| stat.rsplit(')').next().unwrap().split_whitespace().map(ToOwned::to_owned).collect()).collect()
+}
+
+/// The processor time that this process's threads of that kind have had, in ticks, and how many there are.
+fn time_of(kind: &str) -> (u64, usize) {
+    let threads = threads(kind);
+    let times = threads.iter().flat_map(|stat| &stat[11..=12]).map(|ticks| ticks.parse::<u64>().unwrap());
+    (times.sum(), threads.len())
+}
+
+/// Waits until threads of that kind sleep: one that has said that it stops still has a few steps to go.
+fn wait_for_sleep(kind: &str) {
+    let deadline = Instant::now() + seconds(5);
+    while threads(kind).iter().any(|stat| stat[0] != "S") {
+        assert!(Instant::now() < deadline, "{kind} runs while it is paused");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn a_paused_guest_does_nothing() {
@@ -64,6 +75,8 @@ fn a_paused_guest_does_nothing() {
     for _ in 0..5 {
         sandbox.pause().unwrap();
         sandbox.pause().unwrap();
+        wait_for_sleep("vcpu");
+        wait_for_sleep("devices");
         let before = (time_of("vcpu"), time_of("devices"));
         assert_eq!((before.0.1, before.1.1), (2, 1), "its threads");
         thread::sleep(Duration::from_millis(300));
