@@ -175,6 +175,11 @@ fn forward(mut server: TcpStream, mut client: TcpStream, connections: usize, aft
 /// A registry that answers everything with what `answer` makes of the request's first line: a whole answer of HTTP.
 /// For what a real registry does not do.
 pub(crate) fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> String {
+    hanging(move |line| Some((answer(line), false)))
+}
+
+/// The same, where `answer` may leave the connection open after what it says, and say no more.
+pub(crate) fn hanging(answer: impl Fn(&str) -> Option<(Vec<u8>, bool)> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let answer = Arc::new(answer);
@@ -188,7 +193,10 @@ pub(crate) fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static
                     request.push(byte[0]);
                 }
                 let text = String::from_utf8_lossy(&request).into_owned();
-                let _ = client.write_all(&answer(text.lines().next().unwrap_or_default()));
+                let Some((said, stays)) = answer(text.lines().next().unwrap_or_default()) else { return };
+                let _ = client.write_all(&said);
+                // Until the other side has had enough.
+                while stays && client.read(&mut byte).is_ok_and(|got| got == 1) {}
             });
         }
     });

@@ -2,9 +2,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use amphi::image::registry::{Client, Options, Patience, RegistryError};
+use amphi::image::{Digest, Store};
+
+use crate::harness::command::BINARY;
 use crate::harness::images::{Made, OwnRoot, tool};
-use crate::harness::registry::{Breaking, Registry, answering, http};
+use crate::harness::registry::{Breaking, Registry, answering, hanging, http};
 use crate::harness::{Case, host};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -14,8 +22,14 @@ pub(crate) fn cases() -> Vec<Case> {
         host("image_registry_whose_connections_break", registry_whose_connections_break),
         host("image_registry_with_damaged_blobs", registry_with_damaged_blobs),
         host("image_registry_that_answers_wrongly", registry_that_answers_wrongly),
+        host("image_registry_that_hangs", registry_that_hangs),
+        host("image_index_that_leads_in_a_circle", index_that_leads_in_a_circle),
+        host("image_pull_to_a_full_disk", pull_to_a_full_disk),
     ]
 }
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// `htpasswd -nbB user secret`
 const PASSWORD_FILE: &str = "user:$2y$05$dkUOHXJCYukZpCKQCX3AXuEE5Qd1wRrcbpuawdNtSEKzk4plLK8Oi\n";
@@ -147,4 +161,120 @@ fn registry_that_answers_wrongly() {
         .expect_error(125, &["127.0.0.1:1/token"]);
     assert_eq!(own.store_files(), ["oci-layout"], "nothing has come into the store");
     own.amphi(&["pull", "127.0.0.1:1/a"]).finish().expect_error(125, &["127.0.0.1:1"]);
+}
+
+/// A registry that says nothing, stops in its headers, or in the middle of a blob.
+fn registry_that_hangs() {
+    const CONFIG: &[u8] = b"{}";
+    let config = Digest::of(CONFIG);
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[]}}"#
+    );
+    let stops = |answer: fn(&str) -> Option<Vec<u8>>| {
+        let manifest = manifest.clone();
+        let host = hanging(move |line| match line {
+            line if line.contains(" /v2/ ") => Some((http("200 OK", "", b"{}"), false)),
+            line if line.contains("/manifests/") && answer(line).is_none() => {
+                Some((http("200 OK", &format!("content-type: {MANIFEST}\r\n"), manifest.as_bytes()), false))
+            }
+            line => answer(line).map(|bytes| (bytes, true)),
+        });
+        let patience = Patience {
+            connect: Duration::from_secs(5),
+            answer: Duration::from_millis(300),
+            silence: Duration::from_millis(300),
+            pause: Duration::from_millis(1),
+            attempts: 2,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("images")).unwrap();
+        let name = format!("{host}/a:1").parse().unwrap();
+        let options = Options { patience, ..Options::default() };
+        let error = Client::new(&name, &options).unwrap().pull(&store, &()).unwrap_err();
+        assert!(matches!(error, RegistryError::Connection { .. }), "{error}");
+        assert!(store.find(&name).unwrap().is_none(), "an image that has not come has a name");
+        error.to_string()
+    };
+    assert!(stops(|line| line.contains("/manifests/").then(Vec::new)).contains("manifests/1"));
+    assert!(
+        stops(|line| line.contains("/manifests/").then(|| b"HTTP/1.1 200 OK\r\ncont".to_vec())).contains("manifests/1")
+    );
+    assert!(
+        stops(|line| line.contains("/manifests/").then(|| http("200 OK", "", b"x")[..40].to_vec()))
+            .contains("manifests/1")
+    );
+    // One byte of the two of the configuration.
+    let half =
+        |line: &str| line.contains("/blobs/").then(|| http("200 OK", "", CONFIG).split_last().unwrap().1.to_vec());
+    assert!(stops(half).contains("blobs/sha256:"));
+}
+
+/// No index can name itself, as it would have to hold its own digest; but another that in turn names more.
+fn index_that_leads_in_a_circle() {
+    let index = |digest: &str, size: usize| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{INDEX}","digest":"{digest}","size":{size},"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#
+        )
+    };
+    let inner = index(&format!("sha256:{}", "0".repeat(64)), 2);
+    let outer = index(&Digest::of(inner.as_bytes()).to_string(), inner.len());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let host = answering(move |line| {
+        let body = match line {
+            line if line.contains("/manifests/1") => &outer,
+            line if line.contains("/manifests/") => &inner,
+            _ => return http("200 OK", "", b"{}"),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        http("200 OK", &format!("content-type: {INDEX}\r\n"), body.as_bytes())
+    });
+    let own = OwnRoot::new();
+    own.amphi(&["pull", &format!("{host}/a:1")]).finish().expect_error(125, &["a:1", "index"]);
+    assert!(asked.load(Ordering::Relaxed) <= 2, "one index is followed, and no more");
+    assert_eq!(own.store_files(), ["oci-layout"]);
+}
+
+/// The disk is full at every place in turn, and nothing of it stays but what the next attempt goes on with.
+fn pull_to_a_full_disk() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: a disk of a small size takes root");
+        return;
+    }
+    let (registry, own) = (Registry::start(), OwnRoot::new());
+    let noise: Vec<u8> =
+        (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).rotate_left(n % 32).to_le_bytes()).collect();
+    let made = Made::new().layer(|root| fs::write(root.join("noise"), noise).unwrap());
+    registry.fill(&made.layout(), "made", "a:1");
+    let name = registry.name("a:1");
+    let mut full = 0;
+    for kibibytes in (64..8192).step_by(512) {
+        // In a mount namespace of its own: first too little room, then enough.
+        let script = format!(
+            "mkdir -p $D/images && mount -t tmpfs -o size={kibibytes}k none $D/images || exit 99
+             $AMPHI --root $D pull {name} 2>$D/error; status=$?
+             $AMPHI --root $D images --quiet >$D/listed || exit 98
+             mount -o remount,size=1g $D/images || exit 97
+             $AMPHI --root $D pull {name} >/dev/null && $AMPHI --root $D run --rm --isolation container {name} true || exit 96
+             exit $status"
+        );
+        let finished = Command::new("unshare")
+            .args(["--mount", "--", "sh", "-c", &script])
+            .env("D", own.path())
+            .env("AMPHI", BINARY)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&finished.stderr);
+        let error = fs::read_to_string(own.path().join("error")).unwrap();
+        match finished.status.code() {
+            Some(0) => break,
+            Some(125) => {
+                full += 1;
+                assert!(error.contains("No space left on device"), "{error}");
+                assert_eq!(fs::read_to_string(own.path().join("listed")).unwrap(), "", "an image that is not whole");
+            }
+            code => panic!("{code:?} with {kibibytes} KiB: {said} {error}"),
+        }
+    }
+    assert!(full >= 3, "the disk was full {full} times only");
 }

@@ -57,7 +57,8 @@ pub(crate) fn login(args: &LoginArgs) -> Result<(), ImageCommandError> {
         }
     };
     let credentials = Credentials { user, password };
-    let options = Options { tls_ca: args.tls_ca.clone(), credentials: Some(credentials.clone()) };
+    let tls_ca = args.tls_ca.clone();
+    let options = Options { tls_ca, credentials: Some(credentials.clone()), ..Options::default() };
     Client::check_login(&args.registry, &options)?;
     let path = store_credentials(&args.registry, &credentials)?;
     Ok(print(&format!("logged in at {}; kept in {}, which is not encrypted\n", args.registry, path.display()))?)

@@ -12,21 +12,12 @@ use ureq::{Agent, Body, SendBody};
 
 use super::auth::{self, Challenge, Token};
 use super::credentials::{self, Credentials};
-use super::{Options, RegistryError};
+use super::{Options, Patience, RegistryError};
 
 /// Where docker's own registry is.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
-/// How often a request is made, if it fails in a way that may pass.
-const ATTEMPTS: u32 = 5;
-/// The first pause between two attempts; each further one is twice as long.
-const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause, whatever the registry asks for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const CONNECT: Duration = Duration::from_secs(15);
-/// A connection on which nothing comes for so long is given up.
-const SILENCE: Duration = Duration::from_secs(30);
-/// For a registry to think, after a whole blob for instance.
-const ANSWER: Duration = Duration::from_secs(120);
 /// How much of an error's text is read.
 const ERROR_LIMIT: u64 = 64 << 10;
 
@@ -76,7 +67,7 @@ pub(super) struct Connection {
     credentials: Option<Credentials>,
     /// The header `Authorization`, once the registry has said what it wants.
     authorization: Mutex<Option<String>>,
-    pause: Duration,
+    patience: Patience,
 }
 
 impl Connection {
@@ -87,16 +78,16 @@ impl Connection {
         };
         let host = if registry == DOCKER_HUB.0 { DOCKER_HUB.1 } else { registry };
         let mut connection = Self {
-            agent: agent(None),
+            agent: agent(None, options.patience),
             registry: registry.to_owned(),
             base: format!("http://{host}"),
             credentials,
             authorization: Mutex::new(None),
-            pause: PAUSE,
+            patience: options.patience,
         };
         if !(is_this_machine(host) && options.tls_ca.is_empty() && connection.speaks_plain()) {
             connection.base = format!("https://{host}");
-            connection.agent = agent(Some(roots(options)?));
+            connection.agent = agent(Some(roots(options)?), options.patience);
         }
         Ok(connection)
     }
@@ -126,9 +117,11 @@ impl Connection {
                     }
                     return Ok(answer);
                 }
-                Ok(answer) if attempt < ATTEMPTS && may_pass(answer.status().as_u16()) => retry_after(answer.headers()),
+                Ok(answer) if attempt < self.attempts() && may_pass(answer.status().as_u16()) => {
+                    retry_after(answer.headers())
+                }
                 Ok(answer) => return Ok(answer),
-                Err(error) if attempt < ATTEMPTS && is_temporary(&error) => {
+                Err(error) if attempt < self.attempts() && is_temporary(&error) => {
                     log::info!("{}: {error}; another attempt follows", self.url(&request.path));
                     None
                 }
@@ -144,13 +137,13 @@ impl Connection {
 
     /// Waits before another attempt.
     pub(super) fn pause(&self, attempt: u32, asked_for: Option<Duration>) {
-        let usual = self.pause.saturating_mul(1 << (attempt - 1).min(10));
+        let usual = self.patience.pause.saturating_mul(1 << (attempt - 1).min(10));
         std::thread::sleep(asked_for.unwrap_or(usual).min(LONGEST_PAUSE));
     }
 
     /// How often something is attempted.
-    pub(super) const fn attempts() -> u32 {
-        ATTEMPTS
+    pub(super) const fn attempts(&self) -> u32 {
+        self.patience.attempts
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -237,9 +230,9 @@ impl Connection {
                 request.call()
             };
             match sent {
-                Ok(answer) if attempt < ATTEMPTS && may_pass(answer.status().as_u16()) => {}
+                Ok(answer) if attempt < self.attempts() && may_pass(answer.status().as_u16()) => {}
                 Ok(answer) => break answer,
-                Err(error) if attempt < ATTEMPTS && is_temporary(&error) => {}
+                Err(error) if attempt < self.attempts() && is_temporary(&error) => {}
                 Err(source) => {
                     let source = Box::new(source);
                     return Err(RegistryError::Connection { action: "log in at", url: realm.to_owned(), source });
@@ -284,15 +277,15 @@ impl Read for FromStart<'_> {
     }
 }
 
-fn agent(roots: Option<RootCerts>) -> Agent {
+fn agent(roots: Option<RootCerts>, patience: Patience) -> Agent {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
-        .timeout_resolve(Some(CONNECT))
-        .timeout_connect(Some(CONNECT))
-        .timeout_per_read(Some(SILENCE))
-        .timeout_per_write(Some(SILENCE))
-        .timeout_recv_response(Some(ANSWER));
+        .timeout_resolve(Some(patience.connect))
+        .timeout_connect(Some(patience.connect))
+        .timeout_per_read(Some(patience.silence))
+        .timeout_per_write(Some(patience.silence))
+        .timeout_recv_response(Some(patience.answer));
     if let Some(roots) = roots {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider);

@@ -8,6 +8,7 @@ mod push;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use credentials::{CredentialError, Credentials, logout, store_credentials};
 pub use push::Pushed;
@@ -24,6 +25,35 @@ pub struct Options {
     pub tls_ca: Vec<PathBuf>,
     /// Who to log in as; `None` looks in the files where programs keep that.
     pub credentials: Option<Credentials>,
+    /// How long a registry may take.
+    pub patience: Patience,
+}
+
+/// How long a registry may take before an attempt counts as failed, and how often it is attempted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For a connection, and for the look-up of its address.
+    pub connect: Duration,
+    /// Between a request and the beginning of its answer: a registry may have a whole blob to check.
+    pub answer: Duration,
+    /// In which nothing comes, or nothing is taken, on a connection that is in use.
+    pub silence: Duration,
+    /// The first pause between two attempts; each further one is twice as long.
+    pub pause: Duration,
+    /// How often a request is made, if it fails in a way that may pass.
+    pub attempts: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            answer: Duration::from_secs(120),
+            silence: Duration::from_secs(30),
+            pause: Duration::from_millis(500),
+            attempts: 5,
+        }
+    }
 }
 
 /// What happens on the way, for who shows it.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use ureq::Body;
 use ureq::http::Response;
 
-use super::connection::{Connection, Request};
+use super::connection::Request;
 use super::{Client, Event, Progress, RegistryError};
 use crate::image::manifest::{Config, DOCUMENT_LIMIT, Descriptor, Document, INDEX_TYPES, MANIFEST_TYPES, Manifest};
 use crate::image::store::Incoming;
@@ -146,7 +146,7 @@ impl Client {
             let broke = matches!(error, RegistryError::Connection { .. });
             // As long as something comes, it goes on.
             attempt = if incoming.len() > before { 1 } else { attempt + 1 };
-            if !broke || attempt > Connection::attempts() {
+            if !broke || attempt > self.connection.attempts() {
                 return Err(error);
             }
             log::info!("{}: {error}; going on at byte {}", blob.digest, incoming.len());

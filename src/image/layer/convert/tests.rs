@@ -175,20 +175,32 @@ fn damaged_archives_are_refused() {
     assert!(fails(layer(b"no archive at all", Digest::of(b""))).contains("malformed"));
 }
 
-#[test]
-fn bombs_are_refused() {
-    let zeros = vec![0; 1 << 20];
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+/// The start of an archive whose one file is said to be of 8 GiB.
+fn start_of_a_bomb() -> Vec<u8> {
     let mut bytes = Maker::default().file("bomb", b"").0;
     bytes[124..135].copy_from_slice(b"77777777777");
     bytes[148..156].fill(b' ');
     let sum: u32 = bytes[..512].iter().map(|&byte| u32::from(byte)).sum();
     bytes[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    gzip.write_all(&bytes).unwrap();
-    for _ in 0..64 {
-        gzip.write_all(&zeros).unwrap();
+    bytes
+}
+
+#[test]
+fn bombs_are_refused() {
+    let zeros = vec![0; 1 << 20];
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut zstd = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    for part in std::iter::once(&start_of_a_bomb()).chain(std::iter::repeat_n(&zeros, 64)) {
+        gzip.write_all(part).unwrap();
+        zstd.write_all(part).unwrap();
     }
-    let bomb = gzip.finish().unwrap();
-    let problem = fails(layer(&bomb, Digest::of(b"")));
-    assert!(problem.contains("bomb"), "{problem}");
+    for bomb in [gzip.finish().unwrap(), zstd.finish().unwrap()] {
+        let problem = fails(layer(&bomb, Digest::of(b"")));
+        assert!(problem.contains("bomb"), "{} bytes: {problem}", bomb.len());
+    }
+    // A window that would take 2 GiB of memory.
+    let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
+    let error = convert(vec![layer(&window, Digest::of(b""))], Conversion::Single, &tempfile::tempfile().unwrap());
+    let cause = std::error::Error::source(&error.unwrap_err()).map(ToString::to_string);
+    assert!(cause.as_ref().is_some_and(|cause| cause.contains("too much memory")), "{cause:?}");
 }
