@@ -5,7 +5,7 @@ use crate::harness::{Amphi, Case, host};
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         host("usage_errors", usage_errors),
-        host("options_of_later_versions", options_of_later_versions),
+        host("options_before_all_else", options_before_all_else),
         host("values_that_are_none", values_that_are_none),
         host("images_that_are_none", images_that_are_none),
         host("help_and_version", help_and_version),
@@ -27,9 +27,19 @@ fn usage_errors() {
     }
 }
 
-fn options_of_later_versions() {
-    for options in [["-v", "/a:/b"].as_slice(), &["-p", "80:80"], &["--network", "bridge"], &["-d"]] {
-        Amphi::new(["run"]).with(options).with(["builtin"]).finish().expect_error(125, &[options[0]]);
+/// What is wrong with an option is said before anything else, such as that there is no kernel yet.
+fn options_before_all_else() {
+    let nothing = tempfile::tempdir().unwrap();
+    for options in [
+        ["-v", "/no/such:/b"].as_slice(),
+        &["--disk", "/no/such"],
+        &["--pmem", "/no/such"],
+        &["-p", "80:80"],
+        &["--network", "bridge"],
+        &["-d"],
+    ] {
+        let amphi = Amphi::new(["--root", nothing.path().to_str().unwrap(), "run"]).with(options).with(["builtin"]);
+        amphi.finish().expect_error(125, &[options[0]]);
     }
 }
 

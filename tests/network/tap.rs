@@ -92,6 +92,8 @@ fn tap_moves_a_gibibyte_unharmed() {
     let listener = TcpListener::bind((HOST, 5000)).unwrap();
     let script = format!("nc {HOST} 5000 </dev/null >/tmp/noise; httpd -p 80 -h /tmp; echo ready; nc -l -p 7000");
     let started = Amphi::sh(Isolation::Vm, &script).with(["--network", NETWORK, "--memory", "512M"]).start();
+    // So much takes minutes in a lab that shares its processor.
+    let started = started.within(world::seconds(150));
     let (mut stream, _) = listener.accept().unwrap();
     stream.write_all(&noise).unwrap();
     drop(stream);

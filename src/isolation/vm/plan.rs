@@ -57,6 +57,10 @@ impl Plan {
         refuse_kept_layer(spec)?;
         let vcpus = vcpus(spec)?;
         let memory = spec.resources.memory.unwrap_or(DEFAULT_MEMORY).bytes() & !PAGE_MASK;
+        // What the user has named comes first: a mistake in it is told even where there is no kernel yet.
+        let volumes = volumes::open(&spec.volumes)?;
+        let disks: Vec<_> = spec.vm.devices.disks.iter().map(Disk::open).collect::<Result<_, _>>()?;
+        let pmem = spec.vm.devices.pmem.iter().map(PmemFile::open).collect::<Result<_, _>>()?;
         let kernel = Kernel::resolve(spec.vm.kernel.as_deref())?;
         let root = GuestRoot::plan(&spec.rootfs, memory, spec.read_only).map_err(|e| VmError::Root(Box::new(e)))?;
         let mut wanted = vec!["virtio_mmio", "virtio_console", "virtio_rng"];
@@ -73,7 +77,6 @@ impl Plan {
         wanted.extend(spec.vm.devices.modules());
         // By which a panic is reported as such. Kernels that were installed before amphi took it along have it not.
         let modules = kernel.modules_for(&wanted, &["pvpanic_mmio"])?;
-        let volumes = volumes::open(&spec.volumes)?;
         let init = init_spec(spec, &root, &volumes);
         let (tree, root_disks) = match root {
             GuestRoot::Inline(tree) => (Some(tree), Vec::new()),
@@ -86,12 +89,7 @@ impl Plan {
             command_line.push(' ');
             command_line.push_str(argument);
         }
-        let disks = root_disks
-            .into_iter()
-            .map(Ok)
-            .chain(spec.vm.devices.disks.iter().map(Disk::open))
-            .collect::<Result<_, _>>()?;
-        let pmem = spec.vm.devices.pmem.iter().map(PmemFile::open).collect::<Result<_, _>>()?;
+        let disks = root_disks.into_iter().chain(disks).collect();
         let (network, devices, stdin) = (spec.network.clone(), spec.vm.devices.clone(), spec.process.stdin);
         Ok(Self {
             kernel: kernel.image,
