@@ -37,7 +37,7 @@ kernel: build ## a stock kernel and amphi's own, for guests (kept, so only the f
 # Whether KVM runs kernels here is found out by running one.
 demo: kernel ## both isolations side by side, measured; in an emulated machine where KVM is not usable
 	$(call step,demo: amphi compare)
-	@if timeout 60 ./amphi run --isolation vm --memory 128M builtin </dev/null >/dev/null 2>&1; then \
+	@if timeout 60 ./amphi run --rm --isolation vm --memory 128M builtin </dev/null >/dev/null 2>&1; then \
 	  ./amphi compare; \
 	else \
 	  echo 'demo: KVM runs no kernels here: comparing on an emulated machine (times are emulated)' >&2; \

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use amphi::bench::BenchError;
 use amphi::image::ImageError;
+use amphi::instance::InstanceError;
 use amphi::isolation::IsolationError;
 use amphi::isolation::vm::VmError;
 use amphi::spec::SpecError;
@@ -45,6 +46,9 @@ pub(crate) enum CliError {
     /// A command about images failed.
     #[error(transparent)]
     Images(#[from] crate::cli::ImageCommandError),
+    /// An instance cannot be used.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// A kernel cannot be installed, built or looked at.
     #[error(transparent)]
     Kernel(#[from] crate::cli::KernelCommandError),

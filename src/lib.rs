@@ -31,6 +31,7 @@
 pub mod bench;
 pub mod host;
 pub mod image;
+pub mod instance;
 pub mod isolation;
 pub mod kernel;
 pub mod spec;

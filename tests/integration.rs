@@ -16,6 +16,7 @@ mod disks;
 mod entropy;
 mod harness;
 mod image;
+mod instance;
 mod kernels;
 mod library;
 mod lifecycle;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         disks::cases(),
         entropy::cases(),
         image::cases(),
+        instance::cases(),
         library::cases(),
         network::cases(),
         parity::cases(),

@@ -82,5 +82,5 @@ fn terminal(isolation: Isolation) {
 }
 
 fn builtin_image(isolation: Isolation) {
-    Amphi::new(["run", "--isolation", isolation.name(), "builtin"]).finish().expect(0);
+    Amphi::new(["run", "--rm", "--isolation", isolation.name(), "builtin"]).finish().expect(0);
 }

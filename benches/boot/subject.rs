@@ -227,7 +227,7 @@ impl Files {
     fn amphi(&self, arguments: &[&str]) -> Vec<String> {
         let root = format!("--root={}", self.directory.join("root").display());
         let memory = format!("--memory={MEMORY_MIB}M");
-        let first = [self.amphi.clone(), root, "run".to_owned(), memory];
+        let first = [self.amphi.clone(), root, "run".to_owned(), memory, "--rm".to_owned()];
         first.into_iter().chain(arguments.iter().map(|&argument| argument.to_owned())).collect()
     }
 

@@ -97,7 +97,7 @@ impl Plan {
     /// The arguments of the `amphi run` that is measured: the plan's, and `options`.
     pub(super) fn run_args(&self, kind: IsolationKind, options: &[OsString], command: &[OsString]) -> Vec<OsString> {
         let mut args = self.global_args.clone();
-        args.extend(["run", "--isolation"].map(OsString::from));
+        args.extend(["run", "--rm", "--isolation"].map(OsString::from));
         args.push(kind.to_string().into());
         let memory = format!("{}b", self.memory.bytes());
         args.extend(["--cpus".into(), self.cpus.to_string().into(), "--memory".into(), memory.into()]);
@@ -180,7 +180,7 @@ mod tests {
         let line = |kind| plan.run_args(kind, &["-i".into()], &plan.command).join(" ".as_ref());
         assert_eq!(
             line(Vm),
-            "--root /r run --isolation vm --cpus 1 --memory 134217728b -i --kernel /k builtin -- \
+            "--root /r run --rm --isolation vm --cpus 1 --memory 134217728b -i --kernel /k builtin -- \
              /bin/true -x"
         );
         assert!(!line(Container).to_string_lossy().contains("--kernel"));

@@ -4,6 +4,7 @@ mod compare;
 mod completions;
 mod doctor;
 mod image;
+mod instance;
 mod kernel;
 mod output;
 mod run;
@@ -48,6 +49,12 @@ pub(crate) struct GlobalArgs {
 enum Command {
     /// Run a command in an image
     Run(Box<run::RunArgs>),
+    /// List instances
+    Ps(instance::PsArgs),
+    /// Run a stopped instance once more
+    Start(instance::StartArgs),
+    /// Remove instances
+    Rm(instance::RmArgs),
     /// Fetch an image from its registry
     Pull(image::PullArgs),
     /// Send an image to a registry
@@ -64,9 +71,9 @@ enum Command {
     Rmi(image::RmiArgs),
     /// Show the steps that made an image
     History(image::HistoryArgs),
-    /// Show all about an image, as JSON
+    /// Show all about an instance or an image, as JSON
     Inspect(image::InspectArgs),
-    /// Remove what no image needs
+    /// Remove what neither an image nor an instance needs
     Prune(image::PruneArgs),
     /// Log in at a registry
     Login(image::LoginArgs),
@@ -100,6 +107,9 @@ pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
     let _ = set_dirs(Dirs { data: cli.global.root.clone(), state: cli.global.state.clone() });
     match cli.command {
         Command::Run(args) => run::run(*args, start),
+        Command::Ps(args) => instance::list(&args).map(|()| 0),
+        Command::Start(args) => instance::start(&args, start),
+        Command::Rm(args) => instance::remove(&args).map(|()| 0),
         Command::Pull(args) => done(image::pull(&args)),
         Command::Push(args) => done(image::push(&args)),
         Command::Load(args) => done(image::load(&args)),

@@ -17,6 +17,11 @@ pub enum Rootfs {
 }
 
 impl Rootfs {
+    /// No root: what a specification has until it gets one.
+    pub(crate) const fn nowhere() -> Self {
+        Self::Directory(PathBuf::new())
+    }
+
     /// What is not in the store.
     pub(super) fn open(reference: &Reference, text: &str) -> Result<Self, ImageError> {
         let canonical = |path: &Path| {

@@ -12,6 +12,8 @@ pub mod vm;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 pub use exit::{ExitStatus, Signal};
 pub use stdio::Stdio;
 pub use timeline::{Instant, Timeline};
@@ -19,7 +21,8 @@ pub use timeline::{Instant, Timeline};
 use crate::spec::{RunSpec, WindowSize};
 
 /// Which isolation to run in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum IsolationKind {
     /// A microVM on KVM, with a kernel of its own.
     Vm,

@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{MemorySize, ParseMemorySizeError};
 
 /// A memory balloon: the guest gives back what is in it, and may have no use for it until it is let out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balloon {
     /// How many bytes are to be in it from the start on; what is no whole page of 4 KiB does not count.
     pub size: u64,

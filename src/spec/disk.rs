@@ -4,13 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::rate::{self, ParseRateError, Rate};
 
 /// The longest serial number of a virtio disk, in bytes.
 const SERIAL_MAX: usize = 20;
 
 /// A disk that a microVM gets beside its root: a raw file or a block device of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// The file or block device. As long as the run lasts it is locked: a writable one against all other runs, a
     /// read-only one against those that write.
@@ -31,7 +33,7 @@ pub struct DiskSpec {
 }
 
 /// How a disk's requests are carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum DiskEngine {
     /// `IoUring` where each request has to wait for the host's device (`direct`) and the host has it, else `Sync`.
     #[default]

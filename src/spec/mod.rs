@@ -8,6 +8,7 @@ mod pmem;
 mod rate;
 mod resources;
 mod short_id;
+mod text;
 mod vm_devices;
 mod volume;
 mod watchdog;
@@ -15,6 +16,8 @@ mod writable;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 pub use balloon::{Balloon, ParseBalloonError};
 pub use builder::{RunSpecBuilder, SpecError};
@@ -36,9 +39,12 @@ pub use writable::{ParseStorageOptionError, StorageOption, WritableLayer};
 use crate::image::Rootfs;
 
 /// Everything an isolation needs to run one workload.
-#[derive(Debug, Clone)]
+///
+/// Written with serde it is without its root file system and the folder of a kept layer, which whoever reads it has to open anew.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunSpec {
     /// The tree, disk or built-in image that becomes the workload's `/`.
+    #[serde(skip, default = "Rootfs::nowhere")]
     pub rootfs: Rootfs,
     /// The process to run in it.
     pub process: Process,
@@ -59,11 +65,13 @@ pub struct RunSpec {
 }
 
 /// The workload's process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Process {
     /// Program and arguments; never empty. A program without a slash is looked up in `PATH`.
+    #[serde(with = "text::list")]
     pub argv: Vec<OsString>,
     /// Environment beyond the defaults (`PATH`, `HOME`, `HOSTNAME`, `TERM` with a terminal).
+    #[serde(with = "text::pairs")]
     pub env: Vec<(OsString, OsString)>,
     /// Working directory; made if it does not exist.
     pub cwd: PathBuf,
@@ -76,7 +84,7 @@ pub struct Process {
 }
 
 /// The size of a terminal, in character cells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
     /// Lines.
     pub rows: u16,
@@ -85,7 +93,7 @@ pub struct WindowSize {
 }
 
 /// The workload's limits.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Resources {
     /// vCPUs of a microVM, or the CPU bandwidth of a container's cgroup. `None`: one vCPU, or no limit.
     pub cpus: Option<CpuLimit>,
@@ -96,7 +104,7 @@ pub struct Resources {
 }
 
 /// Settings that only a microVM has. A container run refuses all of them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct VmOptions {
     /// A kernel file, or the name of an installed kernel; `None` takes the best one installed.
     pub kernel: Option<PathBuf>,

@@ -4,11 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::disk::split_path;
 
 /// A file that a microVM gets as persistent memory: a range of addresses in which its kernel reaches the pages of the host's page
 /// cache without a copy of its own (DAX).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PmemSpec {
     /// The file. As long as the run lasts it is locked: a writable one against all other runs, a read-only one against those
     /// that write. It must not become shorter meanwhile: the guest would end.

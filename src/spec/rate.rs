@@ -3,8 +3,10 @@
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A sustained rate, and how much may come at once after a pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// How many a second: bytes, or operations.
     pub per_second: NonZeroU64,

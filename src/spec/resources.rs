@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// An amount of memory in bytes, at least one page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemorySize(u64);
 
 /// Why a text is not a [`MemorySize`].
@@ -77,7 +79,7 @@ impl fmt::Display for MemorySize {
 }
 
 /// A number of CPUs in thousandths: whole for a microVM, a share of CPU time for a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CpuLimit {
     millis: u32,
 }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::builder::SpecError;
 use super::{Balloon, DiskSpec, PmemSpec, Watchdog, WatchdogAction};
 
 /// The devices of a microVM beyond those that every one has. A container has no devices of its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmDevices {
     /// Disks beside the root, in the order in which the guest sees them: after the root's own, if that is on a disk.
     pub disks: Vec<DiskSpec>,
@@ -92,7 +94,7 @@ impl VmDevices {
 /// A program of the host that connects to `path` and writes `CONNECT PORT` and a line end reaches what listens at PORT in
 /// the guest; `OK` and a number tell that it is connected. A guest that connects to port PORT of CID 2 reaches what listens
 /// at `path` with `_PORT` behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vsock {
     path: PathBuf,
     cid: u32,

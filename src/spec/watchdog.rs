@@ -3,8 +3,10 @@
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A device that hears from the guest again and again, or the microVM ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watchdog {
     /// After how many seconds of silence. The guest may choose fewer.
     pub seconds: NonZeroU16,
@@ -13,7 +15,7 @@ pub struct Watchdog {
 }
 
 /// What becomes of a guest that does not feed its watchdog.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum WatchdogAction {
     /// The machine ends.
     #[default]

@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{MemorySize, ParseMemorySizeError};
 
 /// The layer that takes a run's writes to `/`, above an image that never changes.
 ///
 /// By default it is in memory and gone with the run. With a folder it stays, and the next run with the same folder goes on
 /// with it. Volumes, `/proc`, `/sys` and `/dev` are no part of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WritableLayer {
     /// Where it is kept: a folder that is there, of one instance, and used by one run at a time. A container has the
     /// overlay's `upper` and `work` in it, or, with a limit, a file system with these two in the file `writable.ext4`; a
     /// microVM that file in any case. What one isolation has written is not for the other.
+    #[serde(skip)]
     pub folder: Option<PathBuf>,
     /// The most that it takes in, in bytes; a kept layer has its limit from its first run on. `None`: what the memory or the
     /// host's file system has room for.

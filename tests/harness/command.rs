@@ -39,20 +39,20 @@ impl Amphi {
         Self { args, operands: Vec::new(), env: Vec::new(), input: Vec::new(), input_stays_open: false }
     }
 
-    /// `amphi run --isolation ISOLATION dir:BUSYBOX -- COMMAND...`
+    /// `amphi run --rm --isolation ISOLATION dir:BUSYBOX -- COMMAND...`
     pub(crate) fn run<S: AsRef<OsStr>>(isolation: Isolation, command: impl IntoIterator<Item = S>) -> Self {
         let mut image = OsString::from("dir:");
         image.push(rootfs::busybox());
         Self::run_image(isolation, &image, command)
     }
 
-    /// `amphi run --isolation ISOLATION IMAGE -- COMMAND...`
+    /// `amphi run --rm --isolation ISOLATION IMAGE -- COMMAND...`
     pub(crate) fn run_image<S: AsRef<OsStr>>(
         isolation: Isolation,
         image: &OsStr,
         command: impl IntoIterator<Item = S>,
     ) -> Self {
-        let mut amphi = Self::new(["run", "--isolation", isolation.name()]);
+        let mut amphi = Self::new(["run", "--rm", "--isolation", isolation.name()]);
         amphi.operands = vec![image.to_owned(), "--".into()];
         amphi.operands.extend(command.into_iter().map(|arg| arg.as_ref().to_owned()));
         amphi

@@ -127,9 +127,9 @@ impl OwnRoot {
             .env("XDG_RUNTIME_DIR", self.folder.path().join("runtime"))
     }
 
-    /// `amphi --root FOLDER run --isolation ISOLATION ARGS...`
+    /// `amphi --root FOLDER run --rm --isolation ISOLATION ARGS...`
     pub(crate) fn run(&self, isolation: Isolation, args: &[&str]) -> Amphi {
-        self.amphi(&[&["run", "--isolation", isolation.name()], args].concat())
+        self.amphi(&[&["run", "--rm", "--isolation", isolation.name()], args].concat())
     }
 
     /// The files of the image store, but for its locks.

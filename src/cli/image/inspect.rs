@@ -1,7 +1,8 @@
-//! `amphi inspect`, for images.
+//! `amphi inspect`: instances, and images.
 
 use amphi::image::manifest::{Descriptor, Manifest};
 use amphi::image::{Store, StoreError};
+use amphi::instance::{InstanceError, Instances};
 use clap::Args;
 use serde::Serialize;
 
@@ -12,9 +13,9 @@ use crate::cli::output::{print, to_json};
 /// The arguments of `amphi inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// The image
+    /// The instance or the image
     #[arg(value_name = "NAME|ID")]
-    image: String,
+    what: String,
 }
 
 #[derive(Serialize)]
@@ -28,10 +29,15 @@ struct Inspection {
     config: serde_json::Value,
 }
 
-/// Prints all that the store knows of an image, as JSON.
+/// Prints all that is known of an instance, or else of an image, as JSON.
 pub(crate) fn run(args: &InspectArgs) -> Result<(), ImageCommandError> {
+    match Instances::open_default().find(&args.what) {
+        Ok(instance) => return Ok(crate::cli::instance::inspect(&instance)?),
+        Err(InstanceError::Unknown(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
     let store = Store::open_default()?;
-    let (image, _) = find(&store, &args.image)?;
+    let (image, _) = find(&store, &args.what)?;
     let names = store.names()?.into_iter().filter(|(_, manifest)| manifest.digest == image.descriptor.digest);
     let config = serde_json::from_slice(&image.config_bytes).map_err(|source| StoreError::Document {
         digest: image.descriptor.digest,

@@ -26,7 +26,9 @@ pub(crate) use transfer::{PullArgs, PushArgs, pull, push};
 use amphi::image::archive::ArchiveError;
 use amphi::image::registry::{CredentialError, RegistryError};
 use amphi::image::{ParseNameError, StoreError};
+use amphi::instance::InstanceError;
 
+use crate::cli::output::{printable, size, table};
 use crate::error::CliError;
 
 /// Why a command about images failed.
@@ -61,6 +63,19 @@ pub(crate) enum ImageCommandError {
         /// How many.
         count: usize,
     },
+    /// An instance was made from it.
+    #[error(
+        "the instance {instance} was made from {image}: remove it with `amphi rm {instance}`, or the name alone with --force"
+    )]
+    InUse {
+        /// What was asked for.
+        image: String,
+        /// The instance's name.
+        instance: String,
+    },
+    /// An instance cannot be used.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// The result cannot be written, or the like.
     #[error(transparent)]
     Cli(Box<CliError>),
@@ -69,61 +84,5 @@ pub(crate) enum ImageCommandError {
 impl From<CliError> for ImageCommandError {
     fn from(error: CliError) -> Self {
         Self::Cli(Box::new(error))
-    }
-}
-
-/// `bytes` as people read sizes: in units of 1000, as docker shows them.
-fn size(bytes: u64) -> String {
-    let mut unit = 0;
-    let (mut whole, mut rest) = (bytes, 0);
-    while whole >= 1000 && unit < UNITS.len() - 1 {
-        (whole, rest) = (whole / 1000, whole % 1000);
-        unit += 1;
-    }
-    if unit == 0 || whole >= 100 {
-        format!("{whole} {}", UNITS[unit])
-    } else {
-        format!("{whole}.{} {}", rest / 100, UNITS[unit])
-    }
-}
-
-const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-
-/// Lines of columns, each as wide as its widest field.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(field, width)| format!("{field:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// Text from an image as a terminal may show it.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        for (bytes, text) in
-            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (123_456_789, "123 MB"), (1_550_000_000, "1.5 GB")]
-        {
-            assert_eq!(size(bytes), text);
-        }
-    }
-
-    #[test]
-    fn columns_are_aligned() {
-        let rows = [vec!["a".into(), "b".into()], vec!["ccc".into(), "\u{e9}".into()]];
-        assert_eq!(table(&rows), "a    b\nccc  \u{e9}\n");
     }
 }

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use amphi::spec::{
-    Balloon, CpuLimit, DiskSpec, MemorySize, Network, PmemSpec, PortMapping, UserNetwork, VmDevices, Volume, Vsock,
-    Watchdog,
+    Balloon, CpuLimit, DiskSpec, MemorySize, Network, PmemSpec, PortMapping, StorageOption, UserNetwork, VmDevices,
+    Volume, Vsock, Watchdog,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
@@ -45,9 +45,9 @@ pub(crate) struct RunArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Remove the instance when it ends, as happens in any case until instances are kept
+    /// Keep nothing: what is written to the root is in memory, and gone when the command ends
     #[arg(long)]
-    rm: bool,
+    pub(super) rm: bool,
     /// Name the instance; also its host name where --hostname gives no other
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
@@ -63,6 +63,9 @@ pub(crate) struct RunArgs {
     /// Refuse writes to the root file system
     #[arg(long)]
     pub(super) read_only: bool,
+    /// Limit what the writable layer takes in, as size=SIZE
+    #[arg(long, value_name = "size=SIZE")]
+    pub(super) storage_opt: Option<StorageOption>,
     /// Set an environment variable; NAME alone copies the host's
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(super) env: Vec<OsString>,
@@ -247,6 +250,7 @@ impl RunArgs {
             ("--hostname", self.hostname.is_some()),
             ("--pids", self.pids.is_some()),
             ("--read-only", self.read_only),
+            ("--storage-opt", self.storage_opt.is_some()),
             ("--volume", !self.volume.is_empty()),
         ]
         .into_iter()

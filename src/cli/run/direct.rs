@@ -6,9 +6,10 @@ use amphi::isolation::vm::{DirectBoot, MachineExit};
 use amphi::spec::MemorySize;
 
 use super::args::RunArgs;
+use super::execute::stdio;
 use super::report::TimelineFd;
 use super::signals::Forwarder;
-use super::{confinement, stdio, terminal};
+use super::{confinement, terminal};
 use crate::error::CliError;
 
 /// A direct boot's RAM where the user names no size.

@@ -4,27 +4,24 @@ mod args;
 mod confinement;
 mod direct;
 mod environment;
+mod execute;
 mod footprint;
 mod report;
 mod signals;
 mod terminal;
 
 pub(crate) use args::RunArgs;
-
-use std::sync::Arc;
+pub(crate) use execute::Execution;
+pub(crate) use terminal::size as terminal_size;
 
 use amphi::image::{Image, Rootfs, registry};
-use amphi::isolation::Isolation;
-use amphi::isolation::container::ContainerIsolation;
-use amphi::isolation::vm::VmIsolation;
-use amphi::isolation::{Instant, Sandbox, Stdio};
+use amphi::instance::{Instances, NewInstance};
+use amphi::isolation::Instant;
+use amphi::spec::WritableLayer;
 use amphi::{IsolationKind, RunSpec, host};
-
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::args::IsolationChoice;
 use self::report::TimelineFd;
-use self::signals::Forwarder;
 use crate::cli::image::ProgressBar;
 use crate::error::CliError;
 
@@ -39,46 +36,26 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     let options = registry::Options { tls_ca: args.tls_ca.clone(), ..registry::Options::default() };
     let image = Image::open_or_pull(reference, &options, &ProgressBar::new(reference))?;
     let kind = choose(&args, &image)?;
-    let spec = resolve(&args, &image)?;
-
-    let isolation = isolation(kind)?;
-    isolation.probe()?;
-    if kind == IsolationKind::Vm && !spec.volumes.is_empty() {
-        allow_descriptors()?;
-    }
-    // The signals must be blocked before the isolation starts threads of its own.
-    let forwarder = Forwarder::start(kind)?;
-    let sandbox: Arc<dyn Sandbox> = Arc::from(isolation.create(&spec, stdio()?)?);
-    let raw_mode = args.wants_raw_mode().then(terminal::RawMode::enter).transpose()?.flatten();
-    forwarder.attach(&sandbox);
-    let status = sandbox.start().and_then(|()| {
-        forwarder.started();
-        sandbox.wait()
+    let mut spec = resolve(&args, &image)?;
+    let instance = keeps(&args, kind).then(|| {
+        let id = Instances::new_id();
+        if args.hostname.is_none() && args.name.is_none() {
+            spec.hostname.clone_from(&id);
+        }
+        let new = NewInstance { id, name: args.name.clone(), image: reference, isolation: kind, spec: spec.clone() };
+        Instances::open_default().create(new)
     });
-    let mut timeline = sandbox.timeline();
-    forwarder.detach();
-    drop(raw_mode);
-    drop(sandbox);
-
-    let code = forwarder.interrupted_by().map_or_else(|| status.map(|s| s.shell_code()), |by| Ok(by.shell_code()))?;
-    timeline.cleaned = Some(Instant::now());
-    if let Some(fd) = timeline_fd {
-        fd.write(start, timeline)?;
+    let instance = instance.transpose()?;
+    if let Some(instance) = &instance {
+        spec = instance.spec().clone();
     }
-    Ok(code)
+    let raw_mode = args.wants_raw_mode();
+    Execution { kind, spec, instance, raw_mode, timeline: timeline_fd, start }.run(true)
 }
 
-/// The isolation of that kind. A microVM's process gives up all that it does not need before the guest runs; a container's
-/// workload is confined by itself.
-fn isolation(kind: IsolationKind) -> Result<Box<dyn Isolation>, CliError> {
-    Ok(match kind {
-        IsolationKind::Container => Box::new(ContainerIsolation::new()),
-        IsolationKind::Vm => {
-            confinement::report_refused_calls()
-                .map_err(|source| CliError::Process { action: "install a handler for SIGSYS", source })?;
-            Box::new(VmIsolation::new().before_guest(confinement::confine))
-        }
-    })
+/// Whether the run leaves an instance: what a microVM writes is not kept as yet.
+fn keeps(args: &RunArgs, kind: IsolationKind) -> bool {
+    !args.rm && kind == IsolationKind::Container
 }
 
 /// The isolation to use: for `auto` found out by trying.
@@ -99,24 +76,11 @@ fn choose(args: &RunArgs, image: &Image) -> Result<IsolationKind, CliError> {
     }
 }
 
-/// What a process may have at most where nobody has said otherwise (`fs.nr_open`).
-const MOST_DESCRIPTORS: u64 = 1 << 20;
-
-/// Lets this process have as many descriptors as it may: a guest uses one for each file of a volume that it knows of.
-fn allow_descriptors() -> Result<(), CliError> {
-    let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.map(|maximum| maximum.max(MOST_DESCRIPTORS));
-    // Only root may have more than its limit says.
-    if setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).is_ok() {
-        return Ok(());
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-        .map_err(|source| CliError::Process { action: "raise the limit of open files", source: source.into() })
-}
-
 fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
     let mut builder = RunSpec::builder(image).stdin(args.interactive).read_only(args.read_only);
     builder = builder.network(args.network());
+    let limit = args.storage_opt.map(|option| option.size);
+    builder = builder.writable(WritableLayer { limit, ..WritableLayer::default() });
     if let Some(entrypoint) = &args.entrypoint {
         builder = builder.entrypoint(Some(entrypoint).filter(|program| !program.is_empty()));
     }
@@ -158,8 +122,4 @@ fn resolve(args: &RunArgs, image: &Image) -> Result<RunSpec, CliError> {
         builder = builder.volume(volume.clone());
     }
     Ok(builder.devices(args.devices()).build()?)
-}
-
-fn stdio() -> Result<Stdio, CliError> {
-    Stdio::inherit().map_err(|source| CliError::Process { action: "use the standard streams", source })
 }

@@ -12,7 +12,7 @@ use crate::error::CliError;
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// The size of the terminal behind the first standard stream that is one; 24 by 80 where none is.
-pub(super) fn size() -> WindowSize {
+pub(crate) fn size() -> WindowSize {
     let sizes = [tcgetwinsize(io::stdin()), tcgetwinsize(io::stdout()), tcgetwinsize(io::stderr())];
     let size = sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0);
     size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize { rows: size.ws_row, columns: size.ws_col })

@@ -33,16 +33,16 @@ pub enum Kind {
 }
 
 impl Store {
-    /// What no name leads to. Nothing is removed.
+    /// What neither a name nor an instance leads to, those instances left out whose IDs are given. Nothing is removed.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn garbage(&self) -> Result<Vec<Garbage>, StoreError> {
+    pub fn garbage(&self, gone: &[String]) -> Result<Vec<Garbage>, StoreError> {
         let _hold = self.hold()?;
-        self.find_garbage()
+        self.find_garbage(gone)
     }
 
-    /// Removes what no name leads to, and returns what that was. What instances have open stays theirs. Waits until nobody
+    /// Removes what neither a name nor an instance leads to, and returns what that was. What instances have open stays theirs. Waits until nobody
     /// adds anything; with `now`, does nothing instead (`None`).
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Store {
             lock.lock().map_err(StoreError::of("lock", &path))?;
         }
         let mut removed = Vec::new();
-        for garbage in self.find_garbage()? {
+        for garbage in self.find_garbage(&[])? {
             if garbage.kind == Kind::Tree || garbage.kind == Kind::Incoming {
                 // Whoever uses a tree, or writes, has it locked.
                 let lock = File::open(&garbage.path).map_err(StoreError::of("open", &garbage.path))?;
@@ -88,9 +88,10 @@ impl Store {
         moved.and_then(|()| fs::remove_dir_all(&aside)).map_err(failed)
     }
 
-    fn find_garbage(&self) -> Result<Vec<Garbage>, StoreError> {
+    fn find_garbage(&self, gone: &[String]) -> Result<Vec<Garbage>, StoreError> {
         let (mut blobs, mut layers, mut trees) = (HashSet::new(), HashSet::new(), HashSet::new());
-        for root in self.roots()? {
+        let used = self.users()?.into_iter().filter(|user| !gone.contains(&user.id)).map(|user| user.manifest);
+        for root in self.roots()?.into_iter().chain(used) {
             let image = self.image(&root)?;
             blobs.extend([root.digest.hex(), image.descriptor.digest.hex(), image.manifest.config.digest.hex()]);
             blobs.extend(image.manifest.layers.iter().map(|layer| layer.digest.hex()));

@@ -40,6 +40,8 @@ impl Eq for LayerFile {}
 pub struct LayerStack {
     /// The layers.
     pub files: Vec<LayerFile>,
+    /// What names the image's manifest.
+    pub manifest: Box<Descriptor>,
     store: Store,
     pub(super) chain: Digest,
     /// The archives that they were made from, with the digests of what those are uncompressed.
@@ -103,7 +105,7 @@ impl Store {
         let files = parts.iter().map(open).collect::<Result<_, StoreError>>()?;
         let chain = chain.last().copied().unwrap_or_else(|| Digest::of(b""));
         let archives = image.manifest.layers.iter().cloned().zip(diff_ids.iter().copied()).collect();
-        Ok(LayerStack { files, store: self.clone(), chain, archives })
+        Ok(LayerStack { files, manifest: Box::new(image.descriptor.clone()), store: self.clone(), chain, archives })
     }
 
     /// Makes one layer of an image a file system, if it is not one already. To be called while the store is held.

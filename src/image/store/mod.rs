@@ -17,6 +17,7 @@ mod collect;
 mod image;
 mod incoming;
 mod index;
+mod instances;
 mod layers;
 mod new_layer;
 mod trees;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 pub use collect::{Garbage, Kind as GarbageKind};
 pub use image::StoredImage;
 pub use incoming::Incoming;
+pub use instances::User;
 pub use layers::{LayerFile, LayerStack, MAX_STACK};
 pub use new_layer::{LayerSink, NewLayer};
 
@@ -41,6 +43,8 @@ const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
     root: PathBuf,
+    /// Where the instances are that keep images.
+    instances: Option<PathBuf>,
 }
 
 /// Why the store cannot be used.
@@ -106,7 +110,8 @@ impl Store {
     /// # Errors
     /// It cannot be made.
     pub fn open_default() -> Result<Self, StoreError> {
-        Self::open(&crate::host::data_dir().join("images"))
+        let data = crate::host::data_dir();
+        Ok(Self { instances: Some(data.join("instances")), ..Self::open(&data.join("images"))? })
     }
 
     /// The store in the folder `root`, which is made if it is missing.
@@ -114,7 +119,7 @@ impl Store {
     /// # Errors
     /// It cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
+        let store = Self { root: root.to_owned(), instances: None };
         if !store.root.join("oci-layout").exists() {
             for folder in ["blobs/sha256", "layers", "incoming", "trees"] {
                 let path = root.join(folder);

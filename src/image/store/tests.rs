@@ -61,7 +61,7 @@ fn names_move_and_what_has_none_is_collected() {
     assert_eq!(store.find(&name("docker.io/library/a:latest")).unwrap(), Some(second.clone()));
     assert_eq!(store.names().unwrap().len(), 2);
     let _left = store.lock_file("incoming/left by a crash").unwrap();
-    assert_eq!(store.garbage().unwrap().len(), 3);
+    assert_eq!(store.garbage(&[]).unwrap().len(), 3);
     assert_eq!(store.collect(true).unwrap().unwrap().len(), 3);
     assert!(!store.has(&first) && store.has(&second));
     assert!(store.remove_name(&name("a")).unwrap() && !store.remove_name(&name("a")).unwrap());

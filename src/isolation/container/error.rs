@@ -27,9 +27,17 @@ pub enum ContainerError {
     /// A setting that only a microVM has.
     #[error("{0} has no meaning for a container: it needs --isolation vm")]
     VmOnly(&'static str),
-    /// A writable layer that is to stay.
-    #[error("the writable layer of a container is not kept as yet: use --rm")]
-    KeptLayer,
+    /// The folder for the writable layer cannot be used.
+    #[error("cannot keep the writable layer in {path}", path = path.display())]
+    KeptLayer {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// A limit for a writable layer that is to stay.
+    #[error("--storage-opt: the writable layer of a container that is kept has no limit as yet: use --rm as well")]
+    LimitOfKept,
     /// A network other than none.
     #[error("--network: a container has none as yet: use --network none, or --isolation vm")]
     Network,

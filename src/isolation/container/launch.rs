@@ -16,8 +16,9 @@ use super::cgroup::Cgroup;
 use super::child::{self, Plan};
 use super::error::{ContainerError, from_child};
 use super::handover;
-use super::layers;
-use super::mounts::{Lower, MountPlan};
+use super::kept::KeptLayer;
+use super::layers::{self, Upper};
+use super::mounts::{Lower, MountPlan, UpperPlan};
 use super::namespaces::{self, IdMap};
 use super::process::Process;
 use super::relay::Outputs;
@@ -45,7 +46,9 @@ pub(super) struct Config {
     pub(super) path: CString,
     /// Keeps an unpacked image from being removed.
     pub(super) _kept: Option<std::fs::File>,
-    /// The size of the writable layer; `None` is the kernel's default.
+    /// Where the writable layer stays, if it does.
+    pub(super) kept: Option<KeptLayer>,
+    /// The size of a writable layer that does not; `None` is the kernel's default.
     pub(super) scratch_size: Option<CString>,
     /// Directories and files of the host.
     pub(super) volumes: Vec<Volume>,
@@ -183,6 +186,7 @@ pub(super) fn launch(
     let report = Report::new().map_err(ContainerError::kernel("share memory with the container"))?;
 
     let volumes = config.volumes.iter().map(Volume::mount).collect::<Result<Vec<_>, _>>()?;
+    let kept = config.kept.as_ref().filter(|_| !config.trees.is_empty()).map(KeptLayer::mount).transpose()?;
     let argv = pointers(&config.process.argv);
     let env = pointers(&config.process.env);
     let descriptors = [stdin, Some(outputs.stdout.as_fd()), Some(outputs.stderr.as_fd()), Some(theirs.as_fd())];
@@ -194,7 +198,10 @@ pub(super) fn launch(
         hostname: &config.hostname,
         mounts: MountPlan {
             lower: config.trees.first().map_or(Lower::Path(&config.path), |tree| Lower::Tree(tree.as_fd())),
-            size: config.scratch_size.as_deref(),
+            upper: match &config.kept {
+                Some(kept) => UpperPlan::Kept(&kept.c_path),
+                None => UpperPlan::Memory(config.scratch_size.as_deref()),
+            },
             read_only: config.read_only,
             unified_cgroup: config.unified_cgroup,
             tty_group: map.sets_groups(),
@@ -224,6 +231,9 @@ pub(super) fn launch(
         for volume in volumes.iter().filter_map(|mount| mount.tree.as_ref()) {
             namespaces::shift(volume.as_fd(), cloned.pid, true).map_err(LaunchError::CannotShift)?;
         }
+        if let Some(kept) = &kept {
+            namespaces::shift(kept.as_fd(), cloned.pid, false).map_err(LaunchError::CannotShift)?;
+        }
         // Last, because they stay for another attempt.
         for tree in &config.trees {
             namespaces::shift(tree.as_fd(), cloned.pid, false).map_err(LaunchError::CannotShift)?;
@@ -231,12 +241,23 @@ pub(super) fn launch(
     }
     cgroup.adopt(cloned.pid)?;
     raise_limits(cloned.pid);
-    let trees: Vec<_> = config.trees.iter().map(AsFd::as_fd).collect();
-    let by_parent = !trees.is_empty() && (config.layered || layers::needs_parent());
-    let overlay = by_parent.then(|| layers::make_privileged(&trees, config.scratch_size.as_deref())).transpose();
-    let overlay = overlay.map_err(|failure| from_child(failure, &config.process, &config.volumes))?;
+    let overlay = overlay_of_parent(config, map, kept.as_ref())?;
     let killed = AtomicBool::new(false);
     Ok((Launched { first, killed, control, ready, report, cgroup: Mutex::new(Some(cgroup)) }, overlay))
+}
+
+/// The overlay, where it is the parent that has to make it.
+fn overlay_of_parent(config: &Config, map: &IdMap, kept: Option<&OwnedFd>) -> Result<Option<OwnedFd>, IsolationError> {
+    let trees: Vec<_> = config.trees.iter().map(AsFd::as_fd).collect();
+    if trees.is_empty() || !(config.layered || kept.is_some() || layers::needs_parent()) {
+        return Ok(None);
+    }
+    let (upper, owner) = match kept {
+        Some(folder) => (Upper::Kept(folder.as_fd()), map.host_root()),
+        None => (Upper::Memory(config.scratch_size.as_deref()), None),
+    };
+    let overlay = layers::make_privileged(&trees, upper, owner);
+    overlay.map(Some).map_err(|failure| from_child(failure, &config.process, &config.volumes))
 }
 
 /// Gives the child the limits of any container, which may be more than amphi was started with. The child

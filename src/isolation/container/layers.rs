@@ -1,8 +1,9 @@
-//! The image's directory, or its layers, below a writable layer in memory.
+//! The image's directory, or its layers, below a writable layer in memory or in a folder.
 //!
 //! The child makes this overlay in its own user namespace, where overlayfs keeps its notes in `user.` attributes. Before
 //! Linux 6.6 tmpfs has none of those, and directories of the image could neither be removed nor replaced. There, a
-//! privileged parent makes the overlay instead, with `trusted.` attributes.
+//! privileged parent makes the overlay instead, with `trusted.` attributes. It does so as well for a layer in a folder, so that the
+//! notes are the same whatever the kernel.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use rustix::thread::UnshareFlags;
 
 use super::mounts::{attach_to, bind, new_mount};
 use super::step::{At, Failure, Step};
+use super::syscalls;
 use crate::image::store::MAX_STACK;
 
 /// Where layers are attached, the lowest first, and how overlayfs is told of so many of them: the topmost comes first.
@@ -36,6 +38,19 @@ pub(super) enum Notes {
     Trusted,
 }
 
+/// Where the writable layer is.
+#[derive(Clone, Copy)]
+pub(super) enum Upper<'a> {
+    /// In memory, of that size as tmpfs takes it; `None` is the kernel's default, half of the memory.
+    Memory(Option<&'a CStr>),
+    /// In `upper` and `work` of a folder, a detached mount. They are made if they are missing.
+    Kept(BorrowedFd<'a>),
+}
+
+/// What overlayfs is not to note in a layer that stays, whatever the kernel's defaults: who reads it would have to follow.
+/// With `user.` attributes it does not.
+const PLAIN: [(&CStr, &CStr); 3] = [(c"index", c"off"), (c"redirect_dir", c"off"), (c"metacopy", c"off")];
+
 /// An overlay, and the tmpfs that it was made in, which is attached.
 pub(super) struct Layers {
     /// Detached.
@@ -44,33 +59,66 @@ pub(super) struct Layers {
     pub(super) scratch: OwnedFd,
 }
 
-/// Puts a tmpfs of `size` over `lowers`, detached mounts, the lowest first. The tmpfs belongs to this mount namespace only, which must be
-/// private, and to the overlay. Allocates nothing.
-pub(super) fn make(lowers: &[BorrowedFd<'_>], size: Option<&CStr>, notes: Notes) -> Result<Layers, Failure> {
+/// Puts `upper` over `lowers`, detached mounts, the lowest first. A tmpfs, in which it all comes together, belongs to this mount
+/// namespace only, which must be private, and to the overlay. Allocates nothing.
+pub(super) fn make(lowers: &[BorrowedFd<'_>], upper: Upper<'_>, notes: Notes) -> Result<Layers, Failure> {
+    let size = if let Upper::Memory(size) = upper { size } else { None };
     let all = [(c"mode", c"755"), (c"size", size.unwrap_or(c""))];
     let options = if size.is_some() { &all[..] } else { &all[..1] };
     let scratch = new_mount(c"tmpfs", options, MountAttrFlags::empty()).at(Step::Scratch)?;
     // Before Linux 6.15 overlayfs takes layers only from mounts that are attached. The host's /proc is not
     // needed any more, and leaves with the old root. (On `/` it would lie over the old root after `pivot_root`.)
     attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
-    for name in [c"upper", c"work", c"root"] {
-        mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
-    }
+    mkdirat(&scratch, c"root", Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
     attach_layers(lowers, scratch.as_fd())?;
     let lower = *lowers.first().ok_or(Errno::INVAL).at(Step::Lower)?;
+    let step = if let Upper::Kept(folder) = upper {
+        mkdirat(&scratch, c"kept", Mode::from_raw_mode(0o755)).at(Step::Scratch)?;
+        attach_to(folder, scratch.as_fd(), c"kept").at(Step::Kept)?;
+        make_directories(folder, lower).at(Step::Kept)?;
+        Step::KeptOverlay
+    } else {
+        make_directories(scratch.as_fd(), lower).at(Step::Scratch)?;
+        Step::Overlay
+    };
+    fchdir(&scratch).at(step)?;
+    let stack = STACKS[lowers.len() - 1];
+    let (upperdir, workdir) = match upper {
+        Upper::Memory(_) => (c"upper", c"work"),
+        Upper::Kept(_) => (c"kept/upper", c"kept/work"),
+    };
+    let [a, b, c] = PLAIN;
+    let user = (c"userxattr", c"");
+    let all = [user, (c"lowerdir", stack), (c"upperdir", upperdir), (c"workdir", workdir), a, b, c];
+    let options = match (upper, notes) {
+        (_, Notes::User) => &all[..4],
+        (Upper::Memory(_), Notes::Trusted) => &all[1..4],
+        (Upper::Kept(_), Notes::Trusted) => &all[1..],
+    };
+    // Device nodes of an image are never to be used; in a user namespace they cannot be.
+    let overlay = new_mount(c"overlay", options, MountAttrFlags::MOUNT_ATTR_NODEV).at(step)?;
+    Ok(Layers { overlay, scratch })
+}
+
+/// Makes the directories that an overlay writes to, if they are not there already, in `folder` over `lower`.
+fn make_directories(folder: BorrowedFd<'_>, lower: BorrowedFd<'_>) -> Result<(), Errno> {
+    match mkdirat(folder, c"upper", Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    // This one comes last: while it is missing, the other is as it was made.
+    match statat(folder, c"work", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => return Ok(()),
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
     // `/` of the container has the image's own mode and owner, not those of a fresh directory.
-    let root = statat(lower, c"", AtFlags::EMPTY_PATH).at(Step::Lower)?;
+    let root = statat(lower, c"", AtFlags::EMPTY_PATH)?;
     let (user, group) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
     // An owner that does not exist in this namespace cannot be given; it stays root then.
-    let _ = chownat(&scratch, c"upper", Some(user), Some(group), AtFlags::empty());
-    chmodat(&scratch, c"upper", Mode::from_raw_mode(root.st_mode & 0o7777), AtFlags::empty()).at(Step::Scratch)?;
-    fchdir(&scratch).at(Step::Overlay)?;
-    let stack = STACKS[lowers.len() - 1];
-    let all = [(c"lowerdir", stack), (c"upperdir", c"upper"), (c"workdir", c"work"), (c"userxattr", c"")];
-    let options = if notes == Notes::User { &all[..] } else { &all[..3] };
-    // Device nodes of an image are never to be used; in a user namespace they cannot be.
-    let overlay = new_mount(c"overlay", options, MountAttrFlags::MOUNT_ATTR_NODEV).at(Step::Overlay)?;
-    Ok(Layers { overlay, scratch })
+    let _ = chownat(folder, c"upper", Some(user), Some(group), AtFlags::empty());
+    chmodat(folder, c"upper", Mode::from_raw_mode(root.st_mode & 0o7777), AtFlags::empty())?;
+    mkdirat(folder, c"work", Mode::from_raw_mode(0o755))
 }
 
 /// Attaches layers in `scratch`, each in its place.
@@ -105,9 +153,19 @@ fn version(release: &str) -> (u32, u32) {
 }
 
 /// In the parent: makes the overlay as root of the host, and returns it detached. Nothing else stays of it:
-/// it is made by a thread with a mount namespace of its own, which ends with the thread.
-pub(super) fn make_privileged(lowers: &[BorrowedFd<'_>], size: Option<&CStr>) -> Result<OwnedFd, Failure> {
-    apart(|| make(lowers, size, Notes::Trusted).map(|layers| layers.overlay))
+/// it is made by a thread with a mount namespace of its own, which ends with the thread. `owner` is who makes what overlayfs makes for
+/// itself: root of the container, where an idmapped mount has nobody else.
+pub(super) fn make_privileged(
+    lowers: &[BorrowedFd<'_>],
+    upper: Upper<'_>,
+    owner: Option<(u32, u32)>,
+) -> Result<OwnedFd, Failure> {
+    apart(|| {
+        if let Some((user, group)) = owner {
+            syscalls::make_files_as(user, group).at(Step::Kept)?;
+        }
+        make(lowers, upper, Notes::Trusted).map(|layers| layers.overlay)
+    })
 }
 
 /// The layers over each other as a detached mount that cannot be written to, and detached mounts of them once more: `lowers`

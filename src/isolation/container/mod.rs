@@ -4,7 +4,8 @@
 //! cgroup and clones one child into new namespaces (`launch`); the child builds its tree of mounts and becomes
 //! PID 1 (`child`, `mounts`, `init`) with the workload as its only child, which is stripped of what it does not need
 //! (`capabilities`, `seccomp`) and executed. Nothing is executed in between, and nothing on the host but
-//! the cgroup outlives the child: all mounts lie in its mount namespace, all written files in a tmpfs there.
+//! the cgroup outlives the child: all mounts lie in its mount namespace, all written files in a tmpfs there, or
+//! where the run says so in a folder of its instance (`kept`).
 //!
 //! Needs Linux 5.12 (`mount_setattr`). The child ends when amphi does, however that ends.
 
@@ -16,6 +17,7 @@ mod devices;
 mod error;
 mod handover;
 mod init;
+mod kept;
 mod launch;
 mod layer_mounts;
 mod layers;
@@ -43,6 +45,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 pub use error::ContainerError;
 
+use self::kept::KeptLayer;
 use self::launch::Config;
 use self::process::{Process, open_root};
 use self::sandbox::Container;
@@ -110,9 +113,6 @@ impl Isolation for ContainerIsolation {
         if !spec.network.is_none() {
             return Err(ContainerError::Network.into());
         }
-        if spec.writable.folder.is_some() {
-            return Err(ContainerError::KeptLayer.into());
-        }
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let Root { trees, layered, path, view, kept } = match &spec.rootfs {
@@ -129,6 +129,7 @@ impl Isolation for ContainerIsolation {
             layered,
             path,
             _kept: kept,
+            kept: KeptLayer::open(&spec.writable)?,
             scratch_size: scratch_size(spec).map(|size| size_text(size.bytes())),
             read_only: spec.read_only,
             unified_cgroup: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),

@@ -17,7 +17,7 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::devices::make_dev;
-use super::layers::{self, Layers, Notes};
+use super::layers::{self, Layers, Notes, Upper};
 use super::step::{At, Failure, Step};
 use super::syscalls::{Attributes, mount_setattr};
 use super::volumes::{self, VolumeMount};
@@ -27,8 +27,8 @@ use super::volumes::{self, VolumeMount};
 pub(super) struct MountPlan<'a> {
     /// Where the image's directory comes from.
     pub(super) lower: Lower<'a>,
-    /// The size of the writable layer as tmpfs takes it; `None` is the kernel's default, half of the memory.
-    pub(super) size: Option<&'a CStr>,
+    /// Where the writable layer is, if it is not the parent that makes the overlay.
+    pub(super) upper: UpperPlan<'a>,
     /// Whether `/` refuses writes.
     pub(super) read_only: bool,
     /// Whether the host has the unified cgroup hierarchy only, so that it can be shown at `/sys/fs/cgroup`.
@@ -37,6 +37,15 @@ pub(super) struct MountPlan<'a> {
     pub(super) tty_group: bool,
     /// What else of the host there is, in the order in which it is attached.
     pub(super) volumes: &'a [VolumeMount<'a>],
+}
+
+/// Where a writable layer is that the child makes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum UpperPlan<'a> {
+    /// In memory, of that size as tmpfs takes it; `None` is the kernel's default, half of the memory.
+    Memory(Option<&'a CStr>),
+    /// In the folder with this path.
+    Kept(&'a CStr),
 }
 
 /// The image's directory.
@@ -216,7 +225,15 @@ fn overlay(plan: &MountPlan<'_>, made: Option<OwnedFd>) -> Result<OwnedFd, Failu
             clone.as_fd()
         }
     };
-    let Layers { overlay, scratch } = layers::make(&[lower], plan.size, Notes::User)?;
+    let folder;
+    let upper = match plan.upper {
+        UpperPlan::Memory(size) => Upper::Memory(size),
+        UpperPlan::Kept(path) => {
+            folder = bind(CWD, path).at(Step::Kept)?;
+            Upper::Kept(folder.as_fd())
+        }
+    };
+    let Layers { overlay, scratch } = layers::make(&[lower], upper, Notes::User)?;
     attach_to(overlay.as_fd(), scratch.as_fd(), c"root").at(Step::Overlay)?;
     Ok(overlay)
 }

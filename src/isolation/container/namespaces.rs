@@ -81,6 +81,14 @@ impl IdMap {
         }
     }
 
+    /// The host's user and group that are root inside, where those are others than outside.
+    pub(super) fn host_root(&self) -> Option<(u32, u32)> {
+        match self {
+            Self::Shifted { users, groups } => Some((users.first, groups.first)),
+            Self::Identity | Self::Single { .. } => None,
+        }
+    }
+
     /// Checks that a process of `user` and `group` can run inside.
     pub(super) fn check(&self, user: u32, group: u32) -> Result<(), ContainerError> {
         let (fits, reason) = match self {

@@ -95,6 +95,8 @@ steps! {
     38 InitCapabilities: "drop the capabilities of PID 1",
     39 InitSignals: "receive signals in PID 1",
     40 Volume: "mount the volume",
+    41 Kept: "use the instance's folder for the writable layer",
+    42 KeptOverlay: "mount an overlay over the instance's folder (its file system may not be fit for that: use --rm, or another --root)",
 }
 
 impl Step {

@@ -158,6 +158,21 @@ pub(super) fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
 }
 
+/// Has what this thread makes from now on belong to that user and group, with the capabilities that it has. Other threads stay
+/// as they are.
+pub(super) fn make_files_as(user: u32, group: u32) -> Result<(), Errno> {
+    use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+    // SAFETY: these take integers only, and change the calling thread alone. They return what was before, not whether they worked.
+    let now = unsafe {
+        libc::setfsgid(group);
+        libc::setfsuid(user);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    let same = |now: i32, wanted: u32| now.cast_unsigned() == wanted;
+    if same(now.0, user) && same(now.1, group) { Ok(()) } else { Err(Errno::PERM) }
+}
+
 /// Executes `program`. Returns only on failure.
 ///
 /// # Safety

@@ -4,8 +4,10 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The address of one network interface: neither a group's nor zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MacAddress([u8; 6]);
 
 /// Why a text is not a [`MacAddress`].

@@ -6,6 +6,8 @@ mod port;
 
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
+
 pub use mac::{MacAddress, ParseMacError};
 pub use parse::ParseNetworkError;
 pub use port::{ParsePortError, PortMapping, Protocol};
@@ -13,7 +15,7 @@ pub use port::{ParsePortError, PortMapping, Protocol};
 use super::Rate;
 
 /// The network that a workload is in.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Network {
     /// Nothing but `lo`.
     #[default]
@@ -25,7 +27,7 @@ pub enum Network {
 }
 
 /// What goes for every network interface of a workload.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Link {
     /// The interface's address; `None` has one made.
     pub mac: Option<MacAddress>,
@@ -36,7 +38,7 @@ pub struct Link {
 }
 
 /// Limits on one direction of an interface. `None` is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LinkLimits {
     /// Bytes a second.
     pub bandwidth: Option<Rate>,
@@ -45,7 +47,7 @@ pub struct LinkLimits {
 }
 
 /// The network that passt gives.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UserNetwork {
     /// The interface.
     pub link: Link,
@@ -54,7 +56,7 @@ pub struct UserNetwork {
 }
 
 /// A tap interface, and how the workload is addressed there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapNetwork {
     /// The tap interface's name. Made if there is none, which takes privilege.
     pub name: String,

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A protocol that has ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -13,7 +15,7 @@ pub enum Protocol {
 }
 
 /// A port of the host that leads to one of the workload's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
     /// The host's address; `None` is all it has.
     pub address: Option<IpAddr>,
