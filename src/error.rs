@@ -49,6 +49,9 @@ pub(crate) enum CliError {
     /// An instance cannot be used.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// An image cannot be built.
+    #[error(transparent)]
+    Build(#[from] amphi::build::BuildError),
     /// A kernel cannot be installed, built or looked at.
     #[error(transparent)]
     Kernel(#[from] crate::cli::KernelCommandError),

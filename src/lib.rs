@@ -29,6 +29,7 @@
 //! way it says through the [`log`] facade.
 
 pub mod bench;
+pub mod build;
 pub mod host;
 pub mod image;
 pub mod instance;

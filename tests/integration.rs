@@ -8,6 +8,7 @@
 
 mod balloon;
 mod block;
+mod build;
 mod cli;
 mod confinement;
 mod container;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     let cases = [
         cli::cases(),
         block::cases(),
+        build::cases(),
         streams::cases(),
         pmem::cases(),
         process::cases(),

@@ -1,5 +1,6 @@
 //! The command line: one module a subcommand.
 
+mod build;
 mod compare;
 mod completions;
 mod doctor;
@@ -55,6 +56,8 @@ enum Command {
     Start(instance::StartArgs),
     /// Remove instances
     Rm(instance::RmArgs),
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
     /// Fetch an image from its registry
     Pull(image::PullArgs),
     /// Send an image to a registry
@@ -110,6 +113,7 @@ pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
         Command::Ps(args) => instance::list(&args).map(|()| 0),
         Command::Start(args) => instance::start(&args, start),
         Command::Rm(args) => instance::remove(&args).map(|()| 0),
+        Command::Build(args) => build::run(*args).map(|()| 0),
         Command::Pull(args) => done(image::pull(&args)),
         Command::Push(args) => done(image::push(&args)),
         Command::Load(args) => done(image::load(&args)),

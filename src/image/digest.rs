@@ -48,6 +48,14 @@ impl Digest {
         }
     }
 
+    /// The digest of all that a reader gives.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn of_contents(reader: impl Read) -> io::Result<Self> {
+        Self::of_reader(reader).map(|(hash, _)| Self::from_hash(hash))
+    }
+
     /// The hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> String {

@@ -22,6 +22,7 @@ mod rootfs;
 pub mod store;
 mod timestamp;
 mod tree;
+mod view;
 mod xattr;
 
 pub use cache::CacheError;
@@ -33,13 +34,17 @@ pub use erofs::ErofsError;
 pub(crate) use guest_root::GuestRoot;
 pub use guest_root::GuestRootError;
 pub use initramfs::{Initramfs, InitramfsError};
+pub(crate) use layer::read_archive;
 pub use layer::{EntryKind, LayerArchive, LayerEntry, LayerError};
 pub use name::{ImageName, ParseNameError};
 pub use reference::{ParseReferenceError, Reference};
 pub use rootfs::Rootfs;
 pub use store::{NewLayer, Store, StoreError, StoredImage};
 pub use timestamp::{ParseTimestampError, Timestamp};
+pub(crate) use tree::Tree;
 pub use tree::TreeError;
+pub(crate) use view::{View, ViewNode};
+pub(crate) use xattr::{belongs_to_images, read as read_attributes};
 
 use std::path::PathBuf;
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 /// The variable that says what time a reproducible build is to believe it is (reproducible-builds.org).
 const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 const DAY: i64 = 86_400;
@@ -10,7 +12,8 @@ const DAY: i64 = 86_400;
 const LAST: i64 = 253_402_300_799;
 
 /// A moment, in whole seconds. Shown as RFC 3339 writes times, in UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Timestamp(i64);
 
 /// Why a text is no moment.

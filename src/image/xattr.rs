@@ -9,12 +9,12 @@ use rustix::io::Errno;
 const LIMIT: usize = 64 << 10;
 
 /// Names with their values, in the order of the names.
-pub(super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What `path`, not followed if it is a symbolic link, has of the attributes that mean the same on another machine:
 /// those of users, access control lists and capabilities. Labels of security modules and what overlayfs leaves
 /// are this host's own.
-pub(super) fn read(path: &Path) -> io::Result<Attributes> {
+pub(crate) fn read(path: &Path) -> io::Result<Attributes> {
     // Nearly no file has any; asking for the length first needs no buffer then.
     match rustix::fs::llistxattr_query(path) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
@@ -38,7 +38,7 @@ pub(super) fn read(path: &Path) -> io::Result<Attributes> {
 
 /// Whether an attribute of that name, in an image from elsewhere, is part of it: what [`read`] takes, but for the notes that
 /// overlayfs keeps in a user namespace, by which an image could reach files that are hidden.
-pub(super) fn belongs_to_images(name: &[u8]) -> bool {
+pub(crate) fn belongs_to_images(name: &[u8]) -> bool {
     is_portable(name) && !name.starts_with(b"user.overlay.")
 }
 

@@ -21,46 +21,59 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn store_survives_kills() {
     let registry = Registry::start();
-    let noise: Vec<u8> =
-        (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).rotate_left(n % 32).to_le_bytes()).collect();
     let made = Made::new()
-        .layer(|root| fs::write(root.join("noise"), noise).unwrap())
+        .layer(|root| fs::write(root.join("noise"), noise_of(0)).unwrap())
         .layer(|root| fs::write(root.join("etc/third"), "3").unwrap());
     for name in ["a:1", "b:1"] {
         registry.fill(&made.layout(), "made", name);
     }
     let (first, second) = (registry.name("a:1"), registry.name("b:1"));
+    let context = tempfile::tempdir().unwrap();
+    fs::write(context.path().join("more"), noise_of(1 << 18)).unwrap();
+    let dockerfile = format!("FROM {first}\nCOPY more /more\nWORKDIR /a/b\nCOPY Dockerfile .\n");
+    fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+    let build = ["build", "-t", "d:1", context.path().to_str().unwrap()];
+    let start = |own: &OwnRoot, command: &[&str]| own.amphi(command).env("SOURCE_DATE_EPOCH", "1700000000");
     let whole = OwnRoot::new();
-    whole.amphi(&["pull", &first]).finish().expect(0);
+    start(&whole, &["pull", &first]).finish().expect(0);
+    let built = start(&whole, &build).finish().expect(0).text();
     let expected = files(&whole.path().join("images/layers"));
 
     let own = OwnRoot::new();
     let layout = format!("oci:{}:made", made.layout().display());
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 9] = [
         &["pull", &first],
         &["load", &layout],
         &["rmi", &first],
         &["pull", &second],
         &["tag", &second, "c:1"],
+        &build,
         &["rmi", &second, "--force"],
+        &build,
         &["prune"],
     ];
     // Not random, but it hits other moments every time: no two machines are as fast.
     let mut state = 1_u64;
     for kill in 0..KILLS {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let command = commands[usize::try_from(kill % 7).unwrap()];
-        let started = own.amphi(command).start();
+        let command = commands[usize::try_from(kill % 9).unwrap()];
+        let started = start(&own, command).start();
         std::thread::sleep(Duration::from_micros((state >> 33) % 150_000));
         started.signal(Signal::KILL);
         drop(started.finish());
         check(&own, &expected);
     }
     own.amphi(&["pull", &first]).finish().expect(0);
+    start(&own, &build).finish().expect_text(&built);
     own.amphi(&["prune"]).finish().expect(0);
     check(&own, &expected);
     assert_eq!(files(&own.path().join("images/layers")), expected);
     assert_eq!(files(&own.path().join("images/incoming")), BTreeMap::new());
+}
+
+/// What cannot be compressed.
+fn noise_of(start: u32) -> Vec<u8> {
+    (start..start + (1 << 18)).flat_map(|n| n.wrapping_mul(0x9E37_79B9).rotate_left(n % 32).to_le_bytes()).collect()
 }
 
 /// Every blob is what its name says, every layer is what an undisturbed store has, and all images are there.

@@ -18,7 +18,7 @@ pub(crate) struct PruneArgs {
     instances: bool,
 }
 
-/// Removes what neither an image of the store nor an instance needs. Waits until nobody adds to the store.
+/// Removes what neither an image of the store nor an instance needs, what builds have kept included. Waits until nobody adds to the store.
 pub(crate) fn run(args: &PruneArgs) -> Result<(), ImageCommandError> {
     let store = Store::open_default()?;
     let instances = Instances::open_default();
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), ImageCommandError> {
         store.garbage(&ids)?
     } else {
         ended.into_iter().try_for_each(|one| one.remove(&instances, false))?;
-        store.collect(false)?.unwrap_or_default()
+        store.collect(false, false)?.unwrap_or_default()
     };
     removed.extend(garbage.into_iter().map(|piece| (piece.path.display().to_string(), piece.size)));
     let (verb, sum) = if args.dry_run { ("would remove", "would free") } else { ("removed", "freed") };

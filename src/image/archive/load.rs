@@ -64,7 +64,7 @@ pub fn load(
 ///
 /// # Errors
 /// As [`load`], or there is not just one image.
-pub(in crate::image) fn load_unnamed(place: &Place, store: &Store) -> Result<StoredImage, ArchiveError> {
+pub(crate) fn load_unnamed(place: &Place, store: &Store) -> Result<StoredImage, ArchiveError> {
     let mut found = read(place, store)?;
     match (found.pop(), found.len()) {
         (Some((_, image)), 0) => Ok(image),

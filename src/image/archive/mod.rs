@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use load::load;
-pub(super) use load::load_unnamed;
+pub(crate) use load::load_unnamed;
 pub use save::save;
 
 use super::manifest::DocumentError;

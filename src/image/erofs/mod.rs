@@ -22,7 +22,7 @@ use attributes::HEADER as ATTRIBUTES_HEADER;
 pub(super) use attributes::{decode as decode_attributes, encode as encode_attributes};
 pub(super) use format::{BLOCK, INODE};
 pub(super) use listing::{Attributes, Contents, Entry, Listing};
-pub(super) use lookup::{Found, walk};
+pub(super) use lookup::{Found, Inode as StoredInode, walk};
 
 use super::tree::{Tree, TreeError};
 use format::Superblock;

@@ -4,6 +4,7 @@ mod archive;
 mod compression;
 mod convert;
 mod pax;
+mod read;
 mod tree;
 mod unpack;
 mod write;
@@ -11,6 +12,8 @@ mod write;
 use std::io;
 
 pub(super) use convert::{Conversion, Layer, convert};
+pub(crate) use read::read_archive;
+pub(super) use tree::is_opaque;
 pub(super) use unpack::unpack;
 pub use write::{EntryKind, LayerArchive, LayerEntry};
 

@@ -73,7 +73,7 @@ pub(super) enum Origin {
 }
 
 /// Whether a directory of a file system hides what lies below.
-pub(super) fn is_opaque(found: &Found) -> bool {
+pub(in crate::image) fn is_opaque(found: &Found) -> bool {
     found.attributes.iter().any(|(name, _)| name == OPAQUE_ATTRIBUTE.0)
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::builds::{BUILDS, BuiltStep};
 use super::layers::{chain_ids, chain_name, over_name, single_name};
 use super::{Store, StoreError};
 
@@ -28,26 +30,30 @@ pub enum Kind {
     Layer,
     /// An image unpacked to a folder.
     Tree,
+    /// What is known of a step of a build.
+    Build,
     /// What was not completed.
     Incoming,
 }
 
 impl Store {
-    /// What neither a name nor an instance leads to, those instances left out whose IDs are given. Nothing is removed.
+    /// What neither a name nor an instance leads to, those instances left out whose IDs are given, and steps of builds with them.
+    /// Nothing is removed.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn garbage(&self, gone: &[String]) -> Result<Vec<Garbage>, StoreError> {
         let _hold = self.hold()?;
-        self.find_garbage(gone)
+        self.find_garbage(gone, false)
     }
 
     /// Removes what neither a name nor an instance leads to, and returns what that was. What instances have open stays theirs. Waits until nobody
-    /// adds anything; with `now`, does nothing instead (`None`).
+    /// adds anything; with `now`, does nothing instead (`None`). With `keep_builds`, what steps of builds have made stays, so that it need not be
+    /// made again.
     ///
     /// # Errors
     /// The store cannot be read, or something not be removed.
-    pub fn collect(&self, now: bool) -> Result<Option<Vec<Garbage>>, StoreError> {
+    pub fn collect(&self, now: bool, keep_builds: bool) -> Result<Option<Vec<Garbage>>, StoreError> {
         let lock = self.lock_file("lock")?;
         let path = self.root.join("lock");
         if now {
@@ -60,7 +66,7 @@ impl Store {
             lock.lock().map_err(StoreError::of("lock", &path))?;
         }
         let mut removed = Vec::new();
-        for garbage in self.find_garbage(&[])? {
+        for garbage in self.find_garbage(&[], keep_builds)? {
             if garbage.kind == Kind::Tree || garbage.kind == Kind::Incoming {
                 // Whoever uses a tree, or writes, has it locked.
                 let lock = File::open(&garbage.path).map_err(StoreError::of("open", &garbage.path))?;
@@ -88,7 +94,7 @@ impl Store {
         moved.and_then(|()| fs::remove_dir_all(&aside)).map_err(failed)
     }
 
-    fn find_garbage(&self, gone: &[String]) -> Result<Vec<Garbage>, StoreError> {
+    fn find_garbage(&self, gone: &[String], keep_builds: bool) -> Result<Vec<Garbage>, StoreError> {
         let (mut blobs, mut layers, mut trees) = (HashSet::new(), HashSet::new(), HashSet::new());
         let used = self.users()?.into_iter().filter(|user| !gone.contains(&user.id)).map(|user| user.manifest);
         for root in self.roots()?.into_iter().chain(used) {
@@ -103,16 +109,40 @@ impl Store {
             layers.extend(chain.iter().flat_map(|id| [chain_name(*id), over_name(*id)]));
             trees.extend(chain.last().map(super::super::Digest::hex));
         }
+        let builds = self.built_steps()?;
+        if keep_builds {
+            for step in builds.values().flatten() {
+                if let Some(layer) = &step.built.layer {
+                    blobs.insert(layer.descriptor.digest.hex());
+                    layers.insert(single_name(layer.diff_id));
+                }
+                layers.extend([chain_name(step.chain), over_name(step.chain)]);
+                trees.insert(step.chain.hex());
+            }
+        }
+        // A step stays as long as what it has made.
+        let is_useful = |step: &BuiltStep| match &step.built.layer {
+            Some(layer) => blobs.contains(&layer.descriptor.digest.hex()) && self.has(&layer.descriptor),
+            None => keep_builds,
+        };
+        let builds = builds.into_iter().filter(|(_, step)| step.as_ref().is_some_and(is_useful));
+        let builds: HashSet<String> = builds.map(|(name, _)| name).collect();
         let mut garbage = Vec::new();
         let none = HashSet::new();
         for (folder, kept, kind) in [
             ("blobs/sha256", &blobs, Kind::Blob),
             ("layers", &layers, Kind::Layer),
             ("trees", &trees, Kind::Tree),
+            (BUILDS, &builds, Kind::Build),
             ("incoming", &none, Kind::Incoming),
         ] {
             let folder = self.root.join(folder);
-            for entry in fs::read_dir(&folder).map_err(StoreError::of("read", &folder))? {
+            let entries = match fs::read_dir(&folder) {
+                // A store of before there were builds.
+                Err(error) if kind == Kind::Build && error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(StoreError::of("read", &folder))?,
+            };
+            for entry in entries {
                 let entry = entry.map_err(StoreError::of("read", &folder))?;
                 let path = entry.path();
                 if entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {

@@ -97,12 +97,7 @@ impl Store {
                 self.make(image, &parts[index])?;
             }
         }
-        let open = |part: &Part| {
-            let path = self.layer_path(&part.name);
-            let file = File::open(&path).map_err(StoreError::of("open", &path))?;
-            Ok(LayerFile { path, file: Arc::new(file) })
-        };
-        let files = parts.iter().map(open).collect::<Result<_, StoreError>>()?;
+        let files = parts.iter().map(|part| self.open_layer(&part.name)).collect::<Result<_, StoreError>>()?;
         let chain = chain.last().copied().unwrap_or_else(|| Digest::of(b""));
         let archives = image.manifest.layers.iter().cloned().zip(diff_ids.iter().copied()).collect();
         Ok(LayerStack { files, manifest: Box::new(image.descriptor.clone()), store: self.clone(), chain, archives })
@@ -115,6 +110,22 @@ impl Store {
     pub fn convert_layer(&self, image: &StoredImage, index: usize) -> Result<(), StoreError> {
         let diff_id = image.config.rootfs.diff_ids[index];
         self.make(image, &Part { name: single_name(diff_id), first: index, last: index, below: None })
+    }
+
+    /// One layer of an image as a file system by itself, which is made if it is missing. For a layer that describes all of its
+    /// directories, as those that are made here do. To be called while the store is held.
+    ///
+    /// # Errors
+    /// As [`Store::layers`].
+    pub(crate) fn layer_file(&self, image: &StoredImage, index: usize) -> Result<LayerFile, StoreError> {
+        self.convert_layer(image, index)?;
+        self.open_layer(&single_name(image.config.rootfs.diff_ids[index]))
+    }
+
+    fn open_layer(&self, name: &str) -> Result<LayerFile, StoreError> {
+        let path = self.layer_path(name);
+        let file = File::open(&path).map_err(StoreError::of("open", &path))?;
+        Ok(LayerFile { path, file: Arc::new(file) })
     }
 
     fn make_all(&self, image: &StoredImage, parts: &[Part]) -> Result<(), StoreError> {

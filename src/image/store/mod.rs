@@ -6,6 +6,7 @@
 //! - `layers/HEX.erofs`: a layer as a file system, named by the digest of its uncompressed archive; `layers/HEX.chain.erofs`:
 //!   the lowest layers of an image as one, named by their chain ID. `layers/HEX.implied` marks a layer that has directories which
 //!   only layers below describe; over those it is `layers/HEX.over.erofs`, named by the chain ID.
+//! - `builds/HEX`: what a step of a build has made, named by what it was made from.
 //! - `incoming/`: what is not complete. Each file is locked by the process that writes it.
 //! - `trees/HEX`: images unpacked to folders, for kernels that cannot mount EROFS.
 //! - `lock`: held shared by who adds what the index does not name yet or opens what it names, alone by who removes.
@@ -13,6 +14,7 @@
 //!
 //! Every file gets its name by a rename, when it is complete and on disk; after a crash each is there whole, or not.
 
+mod builds;
 mod collect;
 mod image;
 mod incoming;
@@ -27,6 +29,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use builds::Built;
 pub use collect::{Garbage, Kind as GarbageKind};
 pub use image::StoredImage;
 pub use incoming::Incoming;

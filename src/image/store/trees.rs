@@ -9,6 +9,13 @@ use super::super::layer::{Layer, unpack};
 use super::{LayerStack, Store, StoreError};
 
 impl Store {
+    /// An empty folder, which goes when what is returned is dropped; after a crash, with what no image needs.
+    pub(crate) fn working_folder(&self) -> Result<tempfile::TempDir, StoreError> {
+        let folder = self.root.join("incoming");
+        let new = tempfile::Builder::new().prefix("work-").tempdir_in(&folder);
+        new.map_err(StoreError::of("make a folder in", &folder))
+    }
+
     /// The folder with all layers of an image in it.
     pub(super) fn unpack(&self, stack: &LayerStack) -> Result<(PathBuf, File), StoreError> {
         let _hold = self.hold()?;
