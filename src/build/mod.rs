@@ -8,6 +8,7 @@
 //! noted in the store, and taken from there the next time.
 
 mod arguments;
+mod begin;
 mod context;
 mod copy;
 mod dockerfile;

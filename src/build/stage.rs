@@ -8,6 +8,7 @@ use amphi_guest_init::user;
 use serde_json::Value;
 
 use super::arguments::Arguments;
+use super::begin::{TRIGGERS, take_triggers};
 use super::context::Context;
 use super::copy::{CopyStep, parent_like, parts};
 use super::dockerfile::{Copy, Dockerfile, Expander, HereDocument, Instruction, Step};
@@ -18,12 +19,7 @@ use super::{BuildOptions, Event, Progress};
 use crate::Isolation;
 use crate::image::manifest::{Execution, History};
 use crate::image::store::Built;
-use crate::image::{
-    Digest, Draft, ImageError, ImageName, NewLayer, Reference, Store, StoredImage, Timestamp, View, archive, registry,
-};
-
-/// Where an image keeps instructions for those that begin with it.
-const TRIGGERS: &str = "OnBuild";
+use crate::image::{Digest, Draft, NewLayer, Store, StoredImage, Timestamp, View};
 
 /// A build under way.
 pub(super) struct Build<'a> {
@@ -46,13 +42,13 @@ pub(super) struct State {
     pub(super) arguments: BTreeMap<String, String>,
     pub(super) shell: Vec<String>,
     /// Whether the command is of this stage, and not of the image that it began with.
-    own_command: bool,
+    pub(super) own_command: bool,
     /// When the last layer was made.
-    made: Option<Timestamp>,
+    pub(super) made: Option<Timestamp>,
 }
 
 impl State {
-    fn new(draft: Draft, view: View) -> Self {
+    pub(super) fn new(draft: Draft, view: View) -> Self {
         let shell = draft.config().config.as_ref().and_then(|config| config.shell.clone());
         let shell = shell.unwrap_or_else(|| SHELL.map(str::to_owned).to_vec());
         Self { draft, view, arguments: BTreeMap::new(), shell, own_command: false, made: None }
@@ -107,7 +103,8 @@ impl<'a> Build<'a> {
     }
 
     fn failed(&self, step: &Step, source: StepError) -> BuildError {
-        let text: String = step.text.chars().take(200).collect();
+        // What would move the cursor is the Dockerfile's, and that may be anybody's.
+        let text = step.text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect();
         BuildError::Step { path: self.path.to_owned(), line: step.line, step: text, source: Box::new(source) }
     }
 
@@ -128,55 +125,6 @@ impl<'a> Build<'a> {
         }
         let created = self.options.source_date.or(state.made).unwrap_or_else(Timestamp::now);
         Ok(state.draft.save(self.store, created, &self.options.names)?)
-    }
-
-    /// What a stage begins with.
-    fn begin(&self, number: usize, done: &BTreeMap<usize, State>) -> Result<State, StepError> {
-        let stage = &self.file.stages[number];
-        if let Instruction::From { platform: Some(platform) } = &stage.from.instruction {
-            let platform = self.arguments.expand(self.file.escape, platform).map_err(StepError::Wrong)?;
-            if !matches!(&*platform, "linux/amd64" | "linux/amd64/v1" | "linux/x86_64") {
-                return Err(StepError::Wrong(format!("--platform={platform}: amphi builds for linux/amd64 only")));
-            }
-        }
-        let image = self.arguments.expand(self.file.escape, &stage.image).map_err(StepError::Wrong)?;
-        if let Some(state) = self.file.stage_before(&image, number).and_then(|stage| done.get(&stage)) {
-            return Ok(State { own_command: false, ..state.clone() });
-        }
-        match &*image {
-            "" => Err(StepError::Wrong(format!("{:?} comes to nothing: is an ARG before FROM missing?", stage.image))),
-            "scratch" => Ok(State::new(Draft::scratch(), View::default())),
-            name => {
-                let parent = self.image(name)?;
-                let view = self.view(&parent)?;
-                Ok(State::new(Draft::on(&parent), view))
-            }
-        }
-    }
-
-    /// An image that is not of this Dockerfile.
-    fn image(&self, name: &str) -> Result<StoredImage, StepError> {
-        match name.parse::<Reference>().map_err(ImageError::from)? {
-            Reference::Named(name) => self.named(&name),
-            Reference::Archive(place) => Ok(archive::load_unnamed(&place, self.store).map_err(ImageError::from)?),
-            _ => Err(StepError::Wrong(format!(
-                "{name} has no layers to build on: name an image of a registry or of the store, oci:PATH, docker-archive:FILE, or scratch"
-            ))),
-        }
-    }
-
-    fn named(&self, name: &ImageName) -> Result<StoredImage, StepError> {
-        if let Some(manifest) = self.store.find(name)? {
-            return Ok(self.store.image(&manifest)?);
-        }
-        let failed = |error| ImageError::Registry(Box::new(error));
-        let client = registry::Client::new(name, &self.options.registry).map_err(failed)?;
-        Ok(client.pull(self.store, self.progress).map_err(failed)?)
-    }
-
-    fn view(&self, image: &StoredImage) -> Result<View, StepError> {
-        let layers = self.store.layers(image)?;
-        Ok(View::new(layers.files.into_iter().map(|layer| layer.file).collect()))
     }
 
     fn expand(&self, state: &State, text: &str) -> Result<String, StepError> {
@@ -447,14 +395,4 @@ impl<'a> Build<'a> {
         state.view.push(Arc::clone(&file.file));
         Ok(())
     }
-}
-
-/// Takes out the instructions that an image has kept for this one.
-fn take_triggers(draft: &mut Draft) -> Result<Vec<Step>, StepError> {
-    let Some(Value::Array(kept)) = draft.execution().other.remove(TRIGGERS) else { return Ok(Vec::new()) };
-    let parse = |text: &Value| {
-        let text = text.as_str().unwrap_or_default();
-        Dockerfile::parse_trigger(text).map_err(|error| StepError::Wrong(error.problem))
-    };
-    kept.iter().map(parse).collect()
 }

@@ -1,7 +1,12 @@
 //! `RUN`.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
 use super::Setting;
-use crate::harness::{Case, Isolation, container};
+use crate::harness::{Case, Isolation, container, world};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -9,6 +14,7 @@ pub(crate) fn cases() -> Vec<Case> {
         container("build_uses_what_is_known", || uses_what_is_known(Isolation::Container)),
         container("build_run_is_reproducible", || run_is_reproducible(Isolation::Container)),
         container("build_run_fails_with_its_line", || run_fails(Isolation::Container)),
+        container("build_killed_in_a_command_leaves_a_whole_store", killed),
     ]
 }
 
@@ -91,4 +97,28 @@ fn run_fails(isolation: Isolation) {
     let failed = setting.build(&options, "FROM made\nRUN [\"/nowhere\"]\n").finish();
     failed.expect_error(125, &["line 2", "/nowhere"]);
     setting.own.amphi(&["inspect", "x"]).finish().expect_error(125, &["not in the store"]);
+}
+
+fn killed() {
+    let setting = Setting::new();
+    let options = ["-t", "x", "--isolation", "container"];
+    let dockerfile = "FROM made\nRUN echo first > /a\nRUN echo 1 > /marker; sleep 1000\n";
+    let mut build = setting.build(&options, dockerfile).start();
+    let incoming = setting.own.path().join("images/incoming");
+    let in_command = || {
+        let mut folders = fs::read_dir(&incoming).into_iter().flatten().flatten();
+        folders.any(|folder| folder.path().join("upper/marker").exists())
+    };
+    let deadline = Instant::now() + world::seconds(30);
+    while !in_command() {
+        assert!(Instant::now() < deadline, "the command does not run");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    build.signal(Signal::KILL);
+    build.wait_until_gone();
+    setting.own.amphi(&["inspect", "x"]).finish().expect_error(125, &["not in the store"]);
+    let built = setting.build(&options, "FROM made\nRUN echo first > /a\nRUN echo second > /b\n").finish().expect(0);
+    assert_eq!(built.errors().matches("--> Using cache").count(), 1, "{built}");
+    setting.own.amphi(&["prune"]).finish().expect(0);
+    assert_eq!(fs::read_dir(&incoming).unwrap().count(), 0, "what the killed one has left goes");
 }
