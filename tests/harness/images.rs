@@ -30,15 +30,20 @@ pub(crate) struct Made {
 impl Made {
     /// An image of the busybox root alone.
     pub(crate) fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("amphi-test-image").tempdir().unwrap();
-        let made = Self { folder: folder.path().to_owned(), _temporary: Some(folder) };
-        tool("umoci", &["init", "--layout", made.text(&made.layout())]);
-        tool("umoci", &["new", "--image", &made.reference()]);
-        made.layer(|root| {
+        Self::empty().layer(|root| {
             let copied =
                 Command::new("cp").arg("-a").arg(format!("{}/.", rootfs::busybox().display())).arg(root).status();
             assert!(copied.unwrap().success());
         })
+    }
+
+    /// An image without layers.
+    pub(crate) fn empty() -> Self {
+        let folder = tempfile::Builder::new().prefix("amphi-test-image").tempdir().unwrap();
+        let made = Self { folder: folder.path().to_owned(), _temporary: Some(folder) };
+        tool("umoci", &["init", "--layout", made.text(&made.layout())]);
+        tool("umoci", &["new", "--image", &made.reference()]);
+        made
     }
 
     /// What `make` makes, for this case and for the same one in the lab, where the tools that make images take long.

@@ -9,6 +9,7 @@ pub(crate) fn cases() -> Vec<Case> {
         host("image_pull_lists_and_removes", pull_lists_and_removes),
         host("image_pull_by_digest", pull_by_digest),
         host("image_load_and_save", load_and_save),
+        host("image_of_buildah", image_of_buildah),
         host("image_push_sends_what_is_missing", push_sends_what_is_missing),
     ]
 }
@@ -118,4 +119,46 @@ fn load_and_save() {
     std::fs::write(path("text"), "text").unwrap();
     own.amphi(&["load", &path("text")]).finish().expect_error(125, &["text"]);
     own.amphi(&["load", &format!("oci:{}:other", layout.display())]).finish().expect_error(125, &["no image"]);
+}
+
+/// Images in both formats, and with zstd, as buildah writes them; and what it makes of one of ours.
+fn image_of_buildah() {
+    let (own, folder) = (OwnRoot::new(), tempfile::tempdir().unwrap());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (root, run) = (path("storage"), path("run"));
+    let buildah = |args: &[&str]| {
+        let storage = ["--storage-driver", "vfs", "--root", &root, "--runroot", &run];
+        tool("buildah", &[&storage[..], args].concat()).trim_end().to_owned()
+    };
+    std::fs::create_dir(path("context")).unwrap();
+    std::fs::write(path("context/file"), "what is in it").unwrap();
+    let container = buildah(&["from", "scratch"]);
+    buildah(&["copy", "--chown", "7:8", &container, &path("context"), "/srv"]);
+    buildah(&["config", "--cmd", "[\"/srv/file\"]", "--env", "A=1", "--label", "l=2", &container]);
+    buildah(&["commit", "-q", &container, &format!("oci:{}:b", path("layout"))]);
+    buildah(&[
+        "commit",
+        "-q",
+        "--format",
+        "docker",
+        &container,
+        &format!("docker-archive:{}:b:docker", path("docker")),
+    ]);
+    own.amphi(&["load", &format!("oci:{}:b", path("layout"))]).finish().expect_text("loaded b:latest");
+    own.amphi(&["load", &path("docker")]).finish().expect_text("loaded b:docker");
+    let zstd = ["copy", "-q", "--dest-compress-format", "zstd", "--dest-oci-accept-uncompressed-layers=false"];
+    tool("skopeo", &[&zstd[..], &[&format!("oci:{}:b", path("layout")), &format!("oci:{}:z", path("zstd"))]].concat());
+    own.amphi(&["load", &format!("oci:{}:z", path("zstd"))]).finish().expect_text("loaded z:latest");
+    for name in ["b", "b:docker", "z"] {
+        let inspected = own.amphi(&["inspect", name]).finish().expect(0).text();
+        for part in ["\"/srv/file\"", "\"A=1\"", "\"l\": \"2\""] {
+            assert!(inspected.contains(part), "{part}: {inspected}");
+        }
+    }
+    own.amphi(&["save", "-o", &path("ours"), "b"]).finish().expect(0);
+    let again =
+        buildah(&["from", "--pull=never", &buildah(&["pull", "-q", &format!("docker-archive:{}", path("ours"))])]);
+    let mounted = buildah(&["mount", &again]);
+    assert_eq!(std::fs::read_to_string(format!("{mounted}/srv/file")).unwrap(), "what is in it");
+    buildah(&["rm", "--all"]);
 }
