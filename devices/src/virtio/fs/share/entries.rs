@@ -1,6 +1,6 @@
 //! Names in directories: looking them up, making them, moving them, taking them away.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, linkat, mkdirat, mknodat, openat, renameat_with, symlinkat, unlinkat,
@@ -63,12 +63,7 @@ impl Share {
         reply: &mut Reply,
     ) -> Result<(), Errno> {
         let (name, target) = (fields.name()?, fields.text()?);
-        self.for_change()?;
-        {
-            let _acting = self.settings.owners.act_as(caller)?;
-            symlinkat(target, self.directory(parent)?, name)?;
-        }
-        self.reply_entry(parent, name, reply)
+        self.make_entry(parent, name, caller, reply, |directory| symlinkat(target, directory, name))
     }
 
     /// `MKNOD`: a regular file, a pipe or a socket, both of which live in the guest alone. Never a device.
@@ -82,16 +77,12 @@ impl Share {
         let bits = fields.u32()?;
         fields.skip(12)?;
         let name = fields.name()?;
-        self.for_change()?;
-        let kind = FileType::from_raw_mode(bits);
-        if !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
-            return Err(Errno::PERM);
-        }
-        {
-            let _acting = self.settings.owners.act_as(caller)?;
-            mknodat(self.directory(parent)?, name, kind, mode(bits), 0)?;
-        }
-        self.reply_entry(parent, name, reply)
+        self.make_entry(parent, name, caller, reply, |directory| match FileType::from_raw_mode(bits) {
+            kind @ (FileType::RegularFile | FileType::Fifo | FileType::Socket) => {
+                mknodat(directory, name, kind, mode(bits), 0)
+            }
+            _ => Err(Errno::PERM),
+        })
     }
 
     /// `MKDIR`.
@@ -105,10 +96,22 @@ impl Share {
         let bits = fields.u32()?;
         fields.skip(4)?;
         let name = fields.name()?;
+        self.make_entry(parent, name, caller, reply, |directory| mkdirat(directory, name, mode(bits)))
+    }
+
+    /// Has `make` put something called `name` into a directory, as the caller, and looks it up.
+    fn make_entry(
+        &mut self,
+        parent: u64,
+        name: &[u8],
+        caller: Caller,
+        reply: &mut Reply,
+        make: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         self.for_change()?;
         {
             let _acting = self.settings.owners.act_as(caller)?;
-            mkdirat(self.directory(parent)?, name, mode(bits))?;
+            make(self.directory(parent)?.as_fd())?;
         }
         self.reply_entry(parent, name, reply)
     }
