@@ -33,7 +33,7 @@ fn debian() -> Made {
             let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
             tool("setcap", &["cap_net_raw+ep", &path("usr/bin/getfattr")]);
             tool("setfattr", &["-n", "user.note", "-v", "a note", &path("etc/debian_version")]);
-            tool("chown", &["-h", "1000:1001", &path("etc/mtab")]);
+            tool("chown", &["-h", "1000:1001", &path("etc/os-release")]);
             fs::hard_link(root.join("usr/bin/perl"), root.join("usr/local/bin/perl too")).unwrap();
         })
         .layer(|root| {
