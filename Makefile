@@ -14,7 +14,7 @@ lab := resources/lab/lab
 data_home := $(or $(XDG_DATA_HOME),$(if $(filter 0,$(shell id -u)),/var/lib,$(HOME)/.local/share))
 step = @printf '\n==> %s\n' '$(1)' >&2
 
-.PHONY: help setup build kernel demo test check unit integration stress fuzz fuzz-smoke licences bench ci clean
+.PHONY: help setup build kernel demo test check unit integration stress debian fuzz fuzz-smoke licences bench ci clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,10 @@ stress: setup ## five minutes of load on a microVM and all its devices
 	$(call step,stress: processors, memory, disk and network together)
 	cargo test --test integration --locked -- --ignored stress
 
+debian: setup ## a whole distribution as an image, in both isolations; some minutes
+	$(call step,debian: debootstrap, three layers, every file compared)
+	cargo test --test integration --locked -- --ignored debian
+
 fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 each
 	@resources/fuzz $(or $(SECONDS),60) $(TARGET)
 
@@ -77,7 +81,7 @@ licences: ## licences and double versions of the dependencies
 	$(call step,licences: dependencies)
 	@resources/licences
 
-bench: kernel ## start-up, memory, disks and network, as in docs/benchmarks.md
+bench: kernel ## start-up, memory, disks, network and images, as in docs/benchmarks.md
 	$(call step,bench)
 	cargo bench --locked
 
