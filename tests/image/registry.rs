@@ -159,6 +159,8 @@ fn registry_that_answers_wrongly() {
     manifest("429 Too Many Requests", "retry-after: 0\r\n", Vec::new()).expect_error(125, &["429"]);
     manifest("401 Unauthorized", "www-authenticate: Bearer realm=\"http://127.0.0.1:1/token\"\r\n", Vec::new())
         .expect_error(125, &["127.0.0.1:1/token"]);
+    manifest("401 Unauthorized", "www-authenticate: Bearer realm=\"http://registry.example/token\"\r\n", Vec::new())
+        .expect_error(125, &["registry.example/token", "without TLS"]);
     assert_eq!(own.store_files(), ["oci-layout"], "nothing has come into the store");
     own.amphi(&["pull", "127.0.0.1:1/a"]).finish().expect_error(125, &["127.0.0.1:1"]);
 }

@@ -199,7 +199,8 @@ impl Connection {
     fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String, RegistryError> {
         let wrong = |problem: &str| RegistryError::Answer { url: realm.to_owned(), problem: problem.to_owned() };
         // Who asks must not be told to those who listen.
-        if !realm.starts_with("https://") && self.base.starts_with("https://") {
+        let is_near = |realm: &http::Uri| realm.host().is_some_and(is_this_machine);
+        if !realm.starts_with("https://") && !realm.parse().is_ok_and(|realm| is_near(&realm)) {
             return Err(wrong("asks to log in without TLS, which amphi does not do"));
         }
         let identity = self.credentials.as_ref().filter(|credentials| credentials.user.is_empty());
