@@ -14,6 +14,7 @@ extern crate alloc;
 mod message;
 pub mod path;
 mod spec;
+pub mod tree;
 pub mod user;
 mod wire;
 
