@@ -18,6 +18,7 @@ mod entropy;
 mod harness;
 mod image;
 mod instance;
+mod kept_layer;
 mod kernels;
 mod library;
 mod lifecycle;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         container::cases(),
         confinement::cases(),
         direct_boot::cases(),
+        kept_layer::cases(),
         kernels::cases(),
         disks::cases(),
         entropy::cases(),

@@ -21,7 +21,7 @@ pub mod registry;
 mod rootfs;
 pub mod store;
 mod timestamp;
-mod tree;
+pub(crate) mod tree;
 mod view;
 mod xattr;
 

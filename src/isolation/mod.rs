@@ -8,6 +8,7 @@ mod exit;
 mod stdio;
 mod timeline;
 pub mod vm;
+pub mod writable_disk;
 
 use std::fmt;
 use std::str::FromStr;

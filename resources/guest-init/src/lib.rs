@@ -19,7 +19,7 @@ pub mod user;
 mod wire;
 
 pub use message::{Decoder, FromGuest, Message, MessageError, ToGuest};
-pub use spec::{InitSpec, Interface, Root, SpecError, Volume};
+pub use spec::{InitSpec, Interface, Root, Service, SpecError, Volume};
 
 /// Where the initramfs holds the encoded [`InitSpec`].
 pub const SPEC_PATH: &str = "/amphi/spec";
@@ -35,7 +35,9 @@ pub const STDIN_PORT: u32 = 2;
 pub const STDOUT_PORT: u32 = 3;
 /// The virtio-console port that carries the workload's standard error to the host.
 pub const STDERR_PORT: u32 = 4;
-/// Where the guest mounts what holds the layers of a [`Root::Layered`].
+/// Where the guest mounts what holds the writable layer.
 pub const OVER_DIR: &str = "/amphi/over";
+/// What the places are called, before the number, where the guest mounts the layers of a [`Root::Layered`].
+pub const LAYER_DIR: &str = "/amphi/layer";
 /// The directories that the initramfs holds.
 pub const DIRECTORIES: [&str; 5] = ["/dev", "/amphi", MODULES_DIR, INLINE_ROOT, OVER_DIR];

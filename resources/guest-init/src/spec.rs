@@ -7,7 +7,7 @@ use core::fmt;
 use crate::wire::{Reader, Writer};
 
 /// The version of the encoding, its first byte. Host and guest come from one build, so only equality counts.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 const FLAG_READ_ONLY: u8 = 1 << 0;
 const FLAG_STDIN: u8 = 1 << 1;
@@ -16,6 +16,11 @@ const FLAG_TERMINAL: u8 = 1 << 2;
 const NO_INTERFACE: u8 = 0;
 const INTERFACE_ONLY: u8 = 1;
 const INTERFACE_WITH_ADDRESS: u8 = 2;
+
+const NO_SERVICE: u8 = 0;
+const SERVICE_CHANGES: u8 = 1;
+const SERVICE_PACK: u8 = 2;
+const SERVICE_UNPACK: u8 = 3;
 
 const ROOT_INLINE: u8 = 0;
 const ROOT_LAYERED: u8 = 1;
@@ -30,6 +35,13 @@ pub struct InitSpec {
     pub module_parameters: Vec<String>,
     /// Where the root file system is.
     pub root: Root,
+    /// The block device, such as `/dev/vdb`, with the ext4 file system that keeps what is written to the root; without one
+    /// it is kept in memory. A [`Root::Disk`] has none.
+    pub writable: Option<Vec<u8>>,
+    /// The most bytes that are kept in memory; 0 is half of the memory.
+    pub memory_limit: u64,
+    /// What is to be done with the root instead of running a workload in it.
+    pub service: Option<Service>,
     /// Whether `/` refuses writes.
     pub read_only: bool,
     /// The host name.
@@ -72,6 +84,29 @@ impl Volume {
     pub const FILE_NAME: &str = "file";
     const DIRECTORY: u8 = 1;
     const READ_ONLY: u8 = 2;
+}
+
+/// What guest init does itself. Trees travel, in the form of [`tree`](crate::tree), over the ports of standard input and output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Service {
+    /// Sends what is on the writable layer's disk, as overlayfs left it: the tree's top is the root. The root
+    /// itself need not be there.
+    Changes,
+    /// Sends what the root has at `path`.
+    Pack {
+        /// From the root on. Symbolic links on the way are followed within the root; one at the end is not, unless a slash, or a
+        /// slash and a dot, is behind it.
+        path: Vec<u8>,
+        /// Whether all below a directory is sent, and the contents of a file, or only what it is.
+        contents: bool,
+    },
+    /// Receives a tree, and puts it into the root.
+    Unpack {
+        /// Where to: a directory in which the tree becomes `name`, or else the path that the tree's top itself is to have.
+        path: Vec<u8>,
+        /// What the tree's top is called in a directory; with an empty name, what is in it goes right into the directory.
+        name: Vec<u8>,
+    },
 }
 
 /// How the guest sets up its first network interface. All addresses are of IPv4.
@@ -154,6 +189,9 @@ impl InitSpec {
                 out.bytes(fstype);
             }
         }
+        out.list(self.writable.as_slice());
+        out.u64(self.memory_limit);
+        self.write_service(&mut out);
         out.list(&self.modules);
         out.list(&self.module_parameters);
         out.bytes(&self.hostname);
@@ -169,6 +207,23 @@ impl InitSpec {
             out.bytes(&volume.destination);
         }
         out.0
+    }
+
+    fn write_service(&self, out: &mut Writer) {
+        match &self.service {
+            None => out.u8(NO_SERVICE),
+            Some(Service::Changes) => out.u8(SERVICE_CHANGES),
+            Some(Service::Pack { path, contents }) => {
+                out.u8(SERVICE_PACK);
+                out.bytes(path);
+                out.u8((*contents).into());
+            }
+            Some(Service::Unpack { path, name }) => {
+                out.u8(SERVICE_UNPACK);
+                out.bytes(path);
+                out.bytes(name);
+            }
+        }
     }
 
     fn write_interface(&self, out: &mut Writer) {
@@ -212,11 +267,18 @@ impl InitSpec {
             ROOT_DISK => Root::Disk { device: reader.bytes()?.to_vec(), fstype: reader.bytes()?.to_vec() },
             _ => return None,
         };
+        let mut writable = reader.list().filter(|devices| devices.len() <= 1)?;
+        let writable = writable.pop();
+        let memory_limit = reader.u64()?;
+        let service = Self::read_service(reader)?;
         let strings = |list: Vec<Vec<u8>>| list.into_iter().map(String::from_utf8).collect::<Result<_, _>>().ok();
         let spec = Self {
             modules: strings(reader.list()?)?,
             module_parameters: strings(reader.list()?)?,
             root,
+            writable,
+            memory_limit,
+            service,
             read_only: flags & FLAG_READ_ONLY != 0,
             hostname: reader.bytes()?.to_vec(),
             argv: reader.list()?,
@@ -230,6 +292,20 @@ impl InitSpec {
             volumes: Self::read_volumes(reader)?,
         };
         Some(spec)
+    }
+
+    /// The outer `None` is for what is malformed.
+    fn read_service(reader: &mut Reader<'_>) -> Option<Option<Service>> {
+        Some(match reader.u8()? {
+            NO_SERVICE => None,
+            SERVICE_CHANGES => Some(Service::Changes),
+            SERVICE_PACK => {
+                let path = reader.bytes()?.to_vec();
+                Some(Service::Pack { path, contents: reader.u8().filter(|&flag| flag <= 1)? == 1 })
+            }
+            SERVICE_UNPACK => Some(Service::Unpack { path: reader.bytes()?.to_vec(), name: reader.bytes()?.to_vec() }),
+            _ => return None,
+        })
     }
 
     fn read_volumes(reader: &mut Reader<'_>) -> Option<Vec<Volume>> {
@@ -277,6 +353,9 @@ mod tests {
                 devices: vec![b"/dev/vda".to_vec(), b"/dev/vdb".to_vec()],
                 fstype: b"erofs".to_vec(),
             },
+            writable: Some(b"/dev/vdc".to_vec()),
+            memory_limit: 64 << 20,
+            service: Some(Service::Unpack { path: b"/a".to_vec(), name: b"\xff".to_vec() }),
             read_only: true,
             hostname: b"h".to_vec(),
             argv: vec![b"sh".to_vec(), b"\xff\n".to_vec(), Vec::new()],

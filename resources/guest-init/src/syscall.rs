@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 const RT_SIGPROCMASK: usize = 14;
+const IOCTL: usize = 16;
 const CLONE: usize = 56;
 const EXECVE: usize = 59;
 const KILL: usize = 62;
@@ -20,6 +21,9 @@ const CLONE_VM: usize = 0x100;
 const CLONE_VFORK: usize = 0x4000;
 const SIG_SETMASK: usize = 2;
 const SFD_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
+
+/// `FITRIM` of `linux/fs.h`.
+const FITRIM: usize = 0xc018_5879;
 
 /// The size of the kernel's signal set.
 const SIGNAL_SET: usize = size_of::<u64>();
@@ -53,6 +57,16 @@ pub(crate) fn kill(pid: Pid, number: i32) -> Result<(), Errno> {
     let pid = usize::try_from(pid.as_raw_nonzero().get()).map_err(|_| Errno::INVAL)?;
     // SAFETY: the call takes numbers.
     unsafe { call(KILL, [pid, number, 0, 0]) }.map(drop)
+}
+
+/// Tells the disk of all free blocks of the file system that `directory`, open for reading, is in.
+pub(crate) fn trim(directory: &OwnedFd) -> Result<(), Errno> {
+    // Start, length and least length of what is looked at, in bytes; the kernel writes how much it was.
+    let mut range = [0, u64::MAX, 0_u64];
+    let range = (&raw mut range).expose_provenance();
+    let fd = usize::try_from(rustix::fd::AsRawFd::as_raw_fd(directory)).map_err(|_| Errno::BADF)?;
+    // SAFETY: the call reads and writes three numbers of 64 bits, which live on.
+    unsafe { call(IOCTL, [fd, FITRIM, range, 0]) }.map(drop)
 }
 
 /// Kills all processes but this one, which is PID 1.

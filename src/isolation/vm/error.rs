@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use amphi_guest_init::MessageError;
+use amphi_guest_init::tree::TreeError;
 
 use super::kernel_image::KernelImageError;
 use super::network::NetworkError;
 use super::state::MachineExit;
 use crate::host::kvm::KvmStatus;
 use crate::image::DiskError;
+use crate::isolation::writable_disk::WritableDiskError;
 use crate::kernel::KernelError;
 use crate::spec::SpecError;
 
@@ -34,6 +36,18 @@ pub enum VmError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// The disk that keeps what is written to the root cannot be made.
+    #[error(transparent)]
+    WritableDisk(#[from] WritableDiskError),
+    /// A microVM that was to read or change files of an instance could not.
+    #[error("{0}")]
+    Service(String),
+    /// What a guest sends is no file tree.
+    #[error("the guest does not send what it should")]
+    Tree(#[source] TreeError),
+    /// What was to be done with files that come from a guest, or go to it, has failed.
+    #[error("cannot transfer files")]
+    Transfer(#[source] io::Error),
     /// The guest's memory cannot be had.
     #[error("cannot map {size} bytes of guest memory")]
     Memory {

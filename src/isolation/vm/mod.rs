@@ -26,6 +26,7 @@ mod pmem;
 mod release;
 mod sandbox;
 mod seccomp;
+mod service;
 mod signals;
 mod state;
 mod tail;
@@ -43,6 +44,7 @@ pub use network::NetworkError;
 pub use passt::PasstError;
 pub use sandbox::VmSandbox;
 pub use seccomp::confine_caller;
+pub use service::{KeptLayer, TreeSender};
 pub use state::{MachineExit, Stopper};
 
 use std::fmt;

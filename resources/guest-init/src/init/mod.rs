@@ -9,7 +9,9 @@ mod ports;
 mod pump;
 mod resolver;
 mod root;
+mod service;
 mod supervise;
+mod trim;
 mod volumes;
 mod wait;
 mod workload;
@@ -61,7 +63,10 @@ fn run_workload(control: &mut Option<Control>) -> Result<FromGuest, Failure> {
     let (opened, ports) = Ports::open(spec.stdin)?;
     let control = control.insert(opened);
 
-    let root = root::enter(&spec.root, spec.read_only)?;
+    if let Some(service) = &spec.service {
+        return service::run(&spec, service, ports, control);
+    }
+    let root = root::enter(&spec)?;
     let ended = run_in_root(&spec, &root, ports, control);
     root.finish();
     match ended {
@@ -73,7 +78,7 @@ fn run_workload(control: &mut Option<Control>) -> Result<FromGuest, Failure> {
 /// The part of the run that is in the workload's root.
 fn run_in_root(
     spec: &InitSpec,
-    root: &root::Entered,
+    root: &root::Mounted,
     ports: Ports,
     control: &mut Control,
 ) -> Result<FromGuest, StartError> {
