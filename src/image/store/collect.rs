@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::builds::{BUILDS, BuiltStep};
-use super::layers::{chain_ids, chain_name, over_name, single_name};
+use super::layers::{chain_ids, chain_name, flattened_name, over_name, single_name};
 use super::{Store, StoreError};
 
 /// Something that no image needs.
@@ -96,6 +96,7 @@ impl Store {
 
     fn find_garbage(&self, gone: &[String], keep_builds: bool) -> Result<Vec<Garbage>, StoreError> {
         let (mut blobs, mut layers, mut trees) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let mut chains = HashSet::new();
         let used = self.users()?.into_iter().filter(|user| !gone.contains(&user.id)).map(|user| user.manifest);
         for root in self.roots()?.into_iter().chain(used) {
             let image = self.image(&root)?;
@@ -106,7 +107,9 @@ impl Store {
                 layers.extend([single_name(*diff_id), format!("{}.implied", diff_id.hex())]);
             }
             let chain = chain_ids(diff_ids);
-            layers.extend(chain.iter().flat_map(|id| [chain_name(*id), over_name(*id)]));
+            layers.extend(chain.iter().map(|id| over_name(*id)));
+            layers.extend(flattened_name(diff_ids));
+            chains.extend(chain.iter().copied());
             trees.extend(chain.last().map(super::super::Digest::hex));
         }
         let builds = self.built_steps()?;
@@ -123,7 +126,7 @@ impl Store {
         // A step stays as long as what it has made.
         let is_useful = |step: &BuiltStep| match &step.built.layer {
             Some(layer) => blobs.contains(&layer.descriptor.digest.hex()) && self.has(&layer.descriptor),
-            None => keep_builds,
+            None => keep_builds || chains.contains(&step.chain),
         };
         let builds = builds.into_iter().filter(|(_, step)| step.as_ref().is_some_and(is_useful));
         let builds: HashSet<String> = builds.map(|(name, _)| name).collect();

@@ -1,8 +1,8 @@
 //! An image in the store.
 
 use super::super::manifest::{Config, Descriptor, Document, Manifest};
-use super::layers::is_empty_layer;
-use super::{MAX_STACK, Store, StoreError};
+use super::layers::{flattened, is_empty_layer};
+use super::{Store, StoreError};
 
 /// An image: its manifest, its configuration, and where they came from.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ impl StoredImage {
         let diff_ids = &self.config.rootfs.diff_ids;
         let above = diff_ids[index..].iter().filter(|id| !is_empty_layer(**id)).count();
         let all = diff_ids.iter().filter(|id| !is_empty_layer(**id)).count();
-        !is_empty_layer(diff_ids[index]) && (all <= MAX_STACK || above < MAX_STACK)
+        !is_empty_layer(diff_ids[index]) && all - above >= flattened(all)
     }
 
     /// The length of all its blobs in bytes.

@@ -13,6 +13,8 @@ use super::{Store, StoreError, StoredImage};
 /// The most file systems that an image is put together from. Each is a disk of a microVM, which has interrupt lines for 19
 /// devices. The lowest layers of an image with more become one.
 pub const MAX_STACK: usize = 8;
+/// How many layers more become one at a time. A build makes an image of each of its steps.
+const STEP: usize = 4;
 /// The archive that docker's builder writes for a step that changed nothing: two blocks of zeros.
 const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
 /// How many layers are converted at a time.
@@ -76,7 +78,7 @@ impl Store {
         let diff_ids = &image.config.rootfs.diff_ids;
         let chain = chain_ids(diff_ids);
         let used: Vec<usize> = (0..diff_ids.len()).filter(|&index| !is_empty_layer(diff_ids[index])).collect();
-        let flat = if used.len() > MAX_STACK { used.len() - (MAX_STACK - 1) } else { 0 };
+        let flat = flattened(used.len());
         let mut parts: Vec<Part> = Vec::new();
         if flat > 0 {
             let last = used[flat - 1];
@@ -193,6 +195,19 @@ impl Store {
     }
 }
 
+/// How many of so many layers become one, the lowest. In steps, so that an image with a layer more mostly has the same.
+pub(super) const fn flattened(layers: usize) -> usize {
+    if layers > MAX_STACK { (layers - (MAX_STACK - 1)).next_multiple_of(STEP) } else { 0 }
+}
+
+/// The name of the layers that become one, where there are any.
+pub(super) fn flattened_name(diff_ids: &[Digest]) -> Option<String> {
+    let mut used = (0..diff_ids.len()).filter(|&index| !is_empty_layer(diff_ids[index]));
+    let flat = flattened(used.clone().count());
+    let last = used.nth(flat.checked_sub(1)?)?;
+    chain_ids(&diff_ids[..=last]).last().map(|chain| chain_name(*chain))
+}
+
 /// Whether a layer holds nothing, by its digest.
 pub(super) fn is_empty_layer(diff_id: Digest) -> bool {
     diff_id.to_string() == EMPTY_LAYER
@@ -223,4 +238,18 @@ pub(super) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
         chain.push(next);
     }
     chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_has_room_for_the_next_layers() {
+        assert_eq!([0, 1, 8, 9, 11, 12, 15, 16].map(flattened), [0, 0, 0, 4, 4, 8, 8, 12]);
+        for layers in 0..600 {
+            let stack = layers - flattened(layers) + usize::from(flattened(layers) > 0);
+            assert!(stack <= MAX_STACK, "{layers}");
+        }
+    }
 }
