@@ -288,6 +288,9 @@ impl<'a> Build<'a> {
             Some(name) => {
                 other = match self.file.stage_before(name, number).and_then(|stage| done.get(&stage)) {
                     Some(state) => state.view.clone(),
+                    None if self.file.stage(name).is_some() => {
+                        return Err(StepError::Wrong(format!("--from={name} is this stage, or one that comes later")));
+                    }
                     None => self.view(&self.image(name)?)?,
                 };
                 Source::Image(&other)

@@ -226,6 +226,7 @@ fn errors() {
         ("FROM made\nCOPY nothing /\n", &["line 2", "COPY nothing /", "not in the context"]),
         ("FROM made\nCOPY --chown=nobody-such f /\n", &["line 2", "nobody-such"]),
         ("FROM made\nCOPY f /bin\nCOPY f /bin/busybox/x\n", &["line 3"]),
+        ("FROM made AS a\nCOPY --from=a f /x\n", &["line 2", "--from=a"]),
         ("FROM made\nCOPY f f /x\n", &["line 2", "slash"]),
         ("FROM made\nENV a=${b:?gone}\n", &["line 2", "gone"]),
         ("FROM dir:/\n", &["line 1", "dir:/"]),
