@@ -19,7 +19,6 @@ use crate::error::CliError;
 /// Columns of the progress bar.
 const BAR_WIDTH: u32 = 30;
 
-/// Options and operands of `amphi compare`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "amphi compare [OPTIONS] [IMAGE] [-- COMMAND [ARG...]]",

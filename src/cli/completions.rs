@@ -8,7 +8,6 @@ use clap_complete::{Shell, generate};
 use super::Cli;
 use crate::error::CliError;
 
-/// The arguments of `amphi completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "For bash: amphi completions bash > /etc/bash_completion.d/amphi\n\
                   For zsh:  amphi completions zsh > \"${fpath[1]}/_amphi\"\n\

@@ -8,7 +8,6 @@ use clap::Args;
 use super::output::{self, Format};
 use crate::error::CliError;
 
-/// Options of `amphi doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "The exit status is 0 where at least one isolation is usable, else 1.")]
 pub(crate) struct DoctorArgs {

@@ -10,7 +10,6 @@ use amphi::kernel::inspect::{Evidence, Inspection, Need, inspect};
 use amphi::kernel::store::{Installed, Store};
 use amphi::kernel::{Format, KernelError, Progress, build, config, install};
 
-/// Manage guest kernels
 #[derive(Debug, Args)]
 pub(crate) struct KernelArgs {
     #[command(subcommand)]

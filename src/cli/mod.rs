@@ -46,7 +46,10 @@ pub(crate) struct GlobalArgs {
     verbose: u8,
 }
 
+// `defer`: only the arguments of the command that is named are made. Comments on the structures of arguments would take the place of these
+// here, so there are none.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a command in an image
     Run(Box<run::RunArgs>),
@@ -159,6 +162,17 @@ mod tests {
     #[test]
     fn the_definitions_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_say_the_same_of_themselves_as_in_the_list() {
+        let listed = Cli::command();
+        let mut built = Cli::command();
+        built.build();
+        for command in listed.get_subcommands() {
+            let alone = built.find_subcommand(command.get_name()).unwrap();
+            assert_eq!(alone.get_about().map(ToString::to_string), command.get_about().map(ToString::to_string));
+        }
     }
 
     #[test]

@@ -8,7 +8,6 @@ use super::ImageCommandError;
 use super::find::find;
 use crate::cli::output::print;
 
-/// The arguments of `amphi load`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// A file that docker, podman, skopeo or amphi has saved, or oci:PATH[:NAME] for an OCI layout
@@ -19,7 +18,6 @@ pub(crate) struct LoadArgs {
     name: Option<ImageName>,
 }
 
-/// The arguments of `amphi save`.
 #[derive(Debug, Args)]
 pub(crate) struct SaveArgs {
     /// The images

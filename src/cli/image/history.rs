@@ -8,7 +8,6 @@ use super::find::find;
 use super::{ImageCommandError, printable, size, table};
 use crate::cli::output::{Format, print, to_json};
 
-/// The arguments of `amphi history`.
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// The image

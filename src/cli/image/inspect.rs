@@ -10,7 +10,6 @@ use super::ImageCommandError;
 use super::find::find;
 use crate::cli::output::{print, to_json};
 
-/// The arguments of `amphi inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The instance or the image

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::{ImageCommandError, printable, size, table};
 use crate::cli::output::{Format, print, to_json};
 
-/// The arguments of `amphi images`.
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
     /// How to write the list

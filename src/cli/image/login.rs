@@ -13,7 +13,6 @@ use crate::error::CliError;
 
 const DEFAULT_REGISTRY: &str = "docker.io";
 
-/// The arguments of `amphi login`.
 #[derive(Debug, Args)]
 pub(crate) struct LoginArgs {
     /// The registry's host, with its port
@@ -30,7 +29,6 @@ pub(crate) struct LoginArgs {
     tls_ca: Vec<PathBuf>,
 }
 
-/// The arguments of `amphi logout`.
 #[derive(Debug, Args)]
 pub(crate) struct LogoutArgs {
     /// The registry's host, with its port

@@ -7,7 +7,6 @@ use clap::Args;
 use super::{ImageCommandError, size};
 use crate::cli::output::print;
 
-/// The arguments of `amphi prune`.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     /// Say what would go, and what stays for instances, and remove nothing

@@ -8,7 +8,6 @@ use super::find::find;
 use super::{ImageCommandError, size};
 use crate::cli::output::print;
 
-/// The arguments of `amphi rmi`.
 #[derive(Debug, Args)]
 pub(crate) struct RmiArgs {
     /// The images; an image goes with its last name

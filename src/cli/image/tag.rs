@@ -6,7 +6,6 @@ use clap::Args;
 use super::ImageCommandError;
 use super::find::find;
 
-/// The arguments of `amphi tag`.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
     /// The image

@@ -10,7 +10,6 @@ use super::find::find;
 use super::{ImageCommandError, ProgressBar};
 use crate::cli::output;
 
-/// The arguments of `amphi pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// The image, as [REGISTRY/]NAME[:TAG|@DIGEST]
@@ -21,7 +20,6 @@ pub(crate) struct PullArgs {
     tls_ca: Vec<PathBuf>,
 }
 
-/// The arguments of `amphi push`.
 #[derive(Debug, Args)]
 pub(crate) struct PushArgs {
     /// The image in the store

@@ -24,7 +24,6 @@ pub(super) enum IsolationChoice {
     Auto,
 }
 
-/// Options and operands of `amphi run`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "amphi run [OPTIONS] IMAGE [--] [COMMAND [ARG...]]\n       \

@@ -58,7 +58,10 @@ type Prepared = (Arc<dyn Sandbox>, Forwarder);
 
 fn prepare(kind: IsolationKind, spec: &RunSpec) -> Result<Prepared, CliError> {
     let isolation = isolation(kind)?;
-    isolation.probe()?;
+    // A container's start says the same, where it fails, and need not look first.
+    if kind == IsolationKind::Vm {
+        isolation.probe()?;
+    }
     if kind == IsolationKind::Vm && !spec.volumes.is_empty() {
         allow_descriptors()?;
     }

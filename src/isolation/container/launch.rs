@@ -25,6 +25,7 @@ use super::relay::Outputs;
 use super::report::Report;
 use super::syscalls::{self, Cloned, Side};
 use super::volumes::Volume;
+use crate::host::cgroup::Cgroups;
 use crate::isolation::timeline::Stamp;
 use crate::isolation::{ExitStatus, IsolationError, Signal};
 use crate::spec::{Resources, WindowSize};
@@ -54,7 +55,9 @@ pub(super) struct Config {
     pub(super) volumes: Vec<Volume>,
     /// Whether `/` refuses writes.
     pub(super) read_only: bool,
-    /// Whether the host has the unified cgroup hierarchy only.
+    /// The host's cgroup hierarchies.
+    pub(super) cgroups: Cgroups,
+    /// Whether they are the unified one only.
     pub(super) unified_cgroup: bool,
     /// The limits.
     pub(super) resources: Resources,
@@ -175,7 +178,7 @@ pub(super) fn launch(
     outputs: Outputs,
     created: &Stamp,
 ) -> Result<(Launched, Option<OwnedFd>), LaunchError> {
-    let mut cgroup = Cgroup::create(&config.id, &config.resources)?;
+    let mut cgroup = Cgroup::create(&config.cgroups, &config.id, &config.resources)?;
     let pipe = ContainerError::kernel("make a pipe to the container");
     let ends = || -> Result<_, Errno> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -241,13 +244,18 @@ pub(super) fn launch(
     }
     cgroup.adopt(cloned.pid)?;
     raise_limits(cloned.pid);
-    let overlay = overlay_of_parent(config, map, kept.as_ref())?;
+    let overlay = overlay_of_parent(config, map, kept.as_ref(), first.as_fd())?;
     let killed = AtomicBool::new(false);
     Ok((Launched { first, killed, control, ready, report, cgroup: Mutex::new(Some(cgroup)) }, overlay))
 }
 
 /// The overlay, where it is the parent that has to make it.
-fn overlay_of_parent(config: &Config, map: &IdMap, kept: Option<&OwnedFd>) -> Result<Option<OwnedFd>, IsolationError> {
+fn overlay_of_parent(
+    config: &Config,
+    map: &IdMap,
+    kept: Option<&OwnedFd>,
+    child: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>, IsolationError> {
     let trees: Vec<_> = config.trees.iter().map(AsFd::as_fd).collect();
     if trees.is_empty() || !(config.layered || kept.is_some() || layers::needs_parent()) {
         return Ok(None);
@@ -256,7 +264,7 @@ fn overlay_of_parent(config: &Config, map: &IdMap, kept: Option<&OwnedFd>) -> Re
         Some(folder) => (Upper::Kept(folder.as_fd()), map.host_root()),
         None => (Upper::Memory(config.scratch_size.as_deref()), None),
     };
-    let overlay = layers::make_privileged(&trees, upper, owner);
+    let overlay = layers::make_privileged(&trees, upper, owner, child);
     overlay.map(Some).map_err(|failure| from_child(failure, &config.process, &config.volumes))
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chmodat, chownat, mkdirat, statat
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, mount_change};
 use rustix::process::fchdir;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
 use super::mounts::{attach_to, bind, new_mount};
 use super::step::{At, Failure, Step};
@@ -152,15 +152,17 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// In the parent: makes the overlay as root of the host, and returns it detached. Nothing else stays of it:
-/// it is made by a thread with a mount namespace of its own, which ends with the thread. `owner` is who makes what overlayfs makes for
-/// itself: root of the container, where an idmapped mount has nobody else.
+/// In the parent: makes the overlay as root of the host, and returns it detached. What it is made in is attached where the child itself
+/// would attach it, in the mount namespace of the child that `child` is a pidfd of, which waits meanwhile. `owner` is who makes what
+/// overlayfs makes for itself: root of the container, where an idmapped mount has nobody else.
 pub(super) fn make_privileged(
     lowers: &[BorrowedFd<'_>],
     upper: Upper<'_>,
     owner: Option<(u32, u32)>,
+    child: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Failure> {
     apart(|| {
+        move_into_thread_name_spaces(child, ThreadNameSpaceType::MOUNT).at(Step::PrivateMounts)?;
         if let Some((user, group)) = owner {
             syscalls::make_files_as(user, group).at(Step::Kept)?;
         }
@@ -172,6 +174,9 @@ pub(super) fn make_privileged(
 /// themselves cannot be attached again. (Before Linux 6.15 only what is attached can be copied.)
 pub(super) fn view(lowers: &[BorrowedFd<'_>]) -> Result<(OwnedFd, Vec<OwnedFd>), Failure> {
     apart(|| {
+        // SAFETY: it does not touch the file descriptors, which all threads share.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.at(Step::PrivateMounts)?;
+        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)?;
         let scratch = new_mount(c"tmpfs", &[(c"mode", c"755")], MountAttrFlags::empty()).at(Step::Scratch)?;
         attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
         attach_layers(lowers, scratch.as_fd())?;
@@ -183,14 +188,12 @@ pub(super) fn view(lowers: &[BorrowedFd<'_>]) -> Result<(OwnedFd, Vec<OwnedFd>),
     })
 }
 
-/// Does `work` in a thread with a mount namespace of its own, which ends with the thread.
+/// Does `work` in a thread with a root and working directory of its own, which may enter another mount namespace.
 fn apart<T: Send>(work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: these two do not touch the file descriptors, which all threads share.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
-                .at(Step::PrivateMounts)?;
-            mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)?;
+            // SAFETY: it does not touch the file descriptors, which all threads share.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.at(Step::PrivateMounts)?;
             work()
         });
         thread.join().unwrap_or(Err(Failure { step: Step::Overlay, errno: rustix::io::Errno::CANCELED, index: 0 }))

@@ -51,7 +51,7 @@ use self::process::{Process, open_root};
 use self::sandbox::Container;
 use self::volumes::Volume;
 use super::{Isolation, IsolationError, IsolationKind, Sandbox, Stdio};
-use crate::host::cgroup::{Cgroups, Version};
+use crate::host::cgroup::Version;
 use crate::image::Rootfs;
 use crate::image::store::LayerStack;
 use crate::spec::{MemorySize, RunSpec, short_id};
@@ -74,30 +74,7 @@ impl Isolation for ContainerIsolation {
     }
 
     fn probe(&self) -> Result<(), IsolationError> {
-        let unsupported = |problem: &str| Err(ContainerError::Unsupported(problem.to_owned()).into());
-        for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-            match fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces")) {
-                Ok(limit) if limit.trim() != "0" => {}
-                Ok(_) => {
-                    return unsupported(&format!(
-                        "/proc/sys/user/max_{kind}_namespaces is 0; set it to 10000, for instance"
-                    ));
-                }
-                Err(_) => return unsupported(&format!("the kernel has no {kind} namespaces")),
-            }
-        }
-        if !rustix::process::geteuid().is_root() {
-            let switch = fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone");
-            if switch.is_ok_and(|value| value.trim() == "0") {
-                return unsupported("kernel.unprivileged_userns_clone is 0; set it to 1 or run amphi as root");
-            }
-        }
-        // Missing from the list it may still be a module that is loaded on demand, if it is not switched off.
-        let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-        if !filesystems.split_ascii_whitespace().any(|name| name == "overlay") && !Path::new("/proc/modules").exists() {
-            return unsupported("the kernel has no overlayfs");
-        }
-        Ok(())
+        unsupported().map_or(Ok(()), |error| Err(error.into()))
     }
 
     fn create(&self, spec: &RunSpec, stdio: Stdio) -> Result<Box<dyn Sandbox>, IsolationError> {
@@ -113,6 +90,7 @@ impl Isolation for ContainerIsolation {
         if !spec.network.is_none() {
             return Err(ContainerError::Network.into());
         }
+        let cgroups = cgroup::find(&spec.resources)?;
         let id = short_id();
         let hostname = spec.hostname.clone().into_bytes();
         let Root { trees, layered, path, view, kept } = match &spec.rootfs {
@@ -132,7 +110,8 @@ impl Isolation for ContainerIsolation {
             kept: KeptLayer::open(&spec.writable)?,
             scratch_size: scratch_size(spec).map(|size| size_text(size.bytes())),
             read_only: spec.read_only,
-            unified_cgroup: Cgroups::detect().is_ok_and(|cgroups| cgroups.version() == Version::V2),
+            unified_cgroup: cgroups.version() == Version::V2,
+            cgroups,
             resources: spec.resources,
             volumes: spec.volumes.iter().map(Volume::prepare).collect::<Result<_, _>>()?,
             terminal: spec.process.terminal,
@@ -140,6 +119,32 @@ impl Isolation for ContainerIsolation {
         };
         Ok(Box::new(Container::new(config, stdio)))
     }
+}
+
+/// What of the host keeps it from having containers, where that can be seen without making one.
+fn unsupported() -> Option<ContainerError> {
+    let problem = |problem: &str| Some(ContainerError::Unsupported(problem.to_owned()));
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        match fs::read_to_string(format!("/proc/sys/user/max_{kind}_namespaces")) {
+            Ok(limit) if limit.trim() != "0" => {}
+            Ok(_) => {
+                return problem(&format!("/proc/sys/user/max_{kind}_namespaces is 0; set it to 10000, for instance"));
+            }
+            Err(_) => return problem(&format!("the kernel has no {kind} namespaces")),
+        }
+    }
+    if !rustix::process::geteuid().is_root() {
+        let switch = fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone");
+        if switch.is_ok_and(|value| value.trim() == "0") {
+            return problem("kernel.unprivileged_userns_clone is 0; set it to 1 or run amphi as root");
+        }
+    }
+    // Missing from the list it may still be a module that is loaded on demand, if it is not switched off.
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !filesystems.split_ascii_whitespace().any(|name| name == "overlay") && !Path::new("/proc/modules").exists() {
+        return problem("the kernel has no overlayfs");
+    }
+    None
 }
 
 /// The image, opened.

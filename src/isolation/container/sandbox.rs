@@ -158,9 +158,11 @@ impl Container {
 impl Sandbox for Container {
     fn start(&self) -> Result<(), IsolationError> {
         let stdio = lock(&self.stdio).take().ok_or(ContainerError::StartedTwice)?;
-        let running = self.launch(stdio).inspect_err(|_| {
+        let running = self.launch(stdio).map_err(|error| {
             // With this the last one who holds the container lets go of it.
             lock(&self.reach).launched = None;
+            // What the host lacks says more than which step failed for want of it.
+            super::unsupported().map_or(error, IsolationError::from)
         })?;
         let mut reach = lock(&self.reach);
         if let (Some(terminal), Some(size)) = (&running.terminal, reach.size.take()) {

@@ -57,24 +57,25 @@ struct Group {
     directory: File,
 }
 
+/// The host's hierarchies. None is an error only where `resources` has limits.
+pub(super) fn find(resources: &Resources) -> Result<Cgroups, ContainerError> {
+    Cgroups::detect().or_else(|source| match limits::of(resources).first() {
+        Some(limit) => Err(limit.refused("the host's cgroups cannot be found".to_owned(), Some(source))),
+        None => Ok(Cgroups::default()),
+    })
+}
+
 impl Cgroup {
     /// Makes the groups for the container `id` with `limits`. Where there are no limits and no group can
     /// be made, the container does without.
-    pub(super) fn create(id: &str, resources: &Resources) -> Result<Self, ContainerError> {
+    pub(super) fn create(cgroups: &Cgroups, id: &str, resources: &Resources) -> Result<Self, ContainerError> {
         let limits = limits::of(resources);
-        let cgroups = match Cgroups::detect() {
-            Ok(cgroups) => cgroups,
-            Err(source) => match limits.first() {
-                Some(limit) => return Err(limit.refused("the host's cgroups cannot be found".to_owned(), Some(source))),
-                None => Cgroups::default(),
-            },
-        };
-        let others = v1::create(&cgroups, id, &limits)?;
+        let others = v1::create(cgroups, id, &limits)?;
         let in_unified: Vec<_> = limits
             .iter()
             .filter(|limit| cgroups.controller(limit.controller).is_none_or(|hierarchy| hierarchy.unified))
             .collect();
-        let unified = v2::create(&cgroups, id, &in_unified)?;
+        let unified = v2::create(cgroups, id, &in_unified)?;
         if unified.is_none() && others.is_empty() {
             log::warn!("no cgroup can be written: the container runs in amphi's own");
         }
