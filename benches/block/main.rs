@@ -1,7 +1,7 @@
 //! What a disk's requests cost: 4 KiB at random places, one and 32 at a time, and 1 MiB one after the other, from a guest's
 //! direct I/O to a file in memory.
 //!
-//! Where KVM runs no kernels, this program starts the lab once with instruction counting and runs itself again inside; the
+//! Where KVM runs no kernels, this program starts a lab with instruction counting for each run, and runs itself again inside; the
 //! figures are instructions then, else times. `FIRECRACKER=PATH` names a Firecracker to compare with, and `QEMU=PATH` a QEMU other
 //! than that of PATH. `RUNS=N`: runs of each.
 
@@ -17,16 +17,20 @@ mod subject;
 #[path = "../harness/world.rs"]
 mod world;
 
-use std::path::Path;
 use std::process::ExitCode;
+
+use loads::Benchmark;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
         guest::run();
     }
-    world::run(measure)
-}
-
-fn measure(directory: &Path, runs: usize) -> Result<(), String> {
-    loads::compare("Requests to a disk", guest::MARK, &subject::all(directory)?, &guest::names(), runs)
+    let benchmark = Benchmark {
+        what: "Requests to a disk",
+        mark: guest::MARK,
+        loads: guest::names(),
+        prepare: |_| Ok(()),
+        subjects: subject::all,
+    };
+    benchmark.run()
 }

@@ -4,12 +4,14 @@
 //! figures are instructions then, else times. docs/benchmarks.md says how to read them.
 //!
 //! `FIRECRACKER=PATH` names a Firecracker to compare with; QEMU, crun and runc are taken from PATH. `RUNS=N`: runs of each.
+//! Words on the command line (`cargo bench --bench boot -- container unshare`) name the subjects to measure; else it is all.
 
 // What fails here has no other reader than the one who started it.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod closing;
 mod guest;
+mod in_memory;
 mod memory;
 #[path = "../harness/newc.rs"]
 mod newc;
@@ -29,7 +31,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(directory: &Path, runs: usize) -> Result<(), String> {
-    let subjects = subject::all(directory)?;
+    let mut subjects = subject::all(directory)?;
+    subjects.retain(|subject| world::wanted(subject.name));
     let mut measured: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::new()).collect();
     for round in 0..=runs {
         world::progress(&format!(
@@ -47,7 +50,7 @@ fn measure(directory: &Path, runs: usize) -> Result<(), String> {
     println!(
         "\n{runs} runs of each, interleaved, after one that does not count; whole process, from start to exit.\n\
          All figures but ratios: {}; minimum / median.\n",
-        world::unit()
+        world::unit(world::in_lab())
     );
     print!("{table}");
     world::progress("memory");

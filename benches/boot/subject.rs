@@ -14,6 +14,7 @@ use amphi::kernel::Kernel;
 
 use crate::closing;
 use crate::guest::{self, Act, MARK};
+use crate::in_memory;
 use crate::memory::Footprint;
 use crate::world::progress;
 
@@ -21,7 +22,7 @@ use crate::world::progress;
 pub(crate) const MEMORY_MIB: u32 = 128;
 /// The command line of the runs with identical inputs. Firecracker adds `pci=off` to what it is given, and so does amphi.
 const COMMAND_LINE: &str = "quiet console=ttyS0 reboot=k panic=-1 nomodule pci=off";
-/// From a guest's first sign of life until its memory is looked at.
+/// Between runs, and from a guest's first sign of life until its memory is looked at.
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// How the guest's PID 1 makes itself known.
@@ -107,8 +108,11 @@ impl Subject {
         let status = child.wait().map_err(failed)?;
         let exit = Instant::now().0 - start.0;
         closing::wait().map_err(failed)?;
+        let gone = Instant::now().0 - start.0;
+        // What the kernel still does for this one (it ends namespaces and groups on its own time) is not the next one's.
+        std::thread::sleep(SETTLE);
         if status.success() {
-            return Ok(Run { exit, gone: Instant::now().0 - start.0, marked });
+            return Ok(Run { exit, gone, marked });
         }
         let mut said = String::new();
         let _ = child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
@@ -176,6 +180,11 @@ pub(crate) fn all(directory: &Path) -> Result<Vec<Subject>, String> {
     subjects.extend(files.oci("crun")?);
     subjects.extend(files.oci("runc")?);
     subjects.push(files.unshare());
+    for program in ["firecracker", "crun", "runc", "unshare"] {
+        let copy = directory.join(program);
+        let program = if copy.exists() { copy.display().to_string() } else { program.to_owned() };
+        in_memory::bring(&program, directory).map_err(|error| format!("bringing {program} into memory: {error}"))?;
+    }
     Ok(subjects)
 }
 

@@ -21,18 +21,24 @@ mod world;
 use std::path::Path;
 use std::process::ExitCode;
 
+use loads::Benchmark;
+
 fn main() -> ExitCode {
     if std::process::id() == 1 {
         guest::run();
     }
-    world::run(measure)
+    let benchmark = Benchmark {
+        what: "Traffic with the host",
+        mark: guest::MARK,
+        loads: guest::TCP.into_iter().chain(guest::VSOCK).map(ToOwned::to_owned).collect(),
+        prepare,
+        subjects: subject::all,
+    };
+    benchmark.run()
 }
 
-fn measure(directory: &Path, runs: usize) -> Result<(), String> {
+fn prepare(directory: &Path) -> Result<(), String> {
     peer::enter_namespace()?;
     let sockets = [subject::socket(directory, "amphi"), subject::socket(directory, "firecracker")];
-    peer::serve(&sockets.each_ref().map(|path| path.as_path()))
-        .map_err(|error| format!("the guests' peer: {error}"))?;
-    let names: Vec<String> = guest::TCP.into_iter().chain(guest::VSOCK).map(ToOwned::to_owned).collect();
-    loads::compare("Traffic with the host", guest::MARK, &subject::all(directory)?, &names, runs)
+    peer::serve(&sockets.each_ref().map(|path| path.as_path())).map_err(|error| format!("the guests' peer: {error}"))
 }
