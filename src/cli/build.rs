@@ -15,7 +15,6 @@ use super::image::ProgressBar;
 use super::output::print;
 use crate::error::CliError;
 
-/// The arguments of `amphi build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
     /// The folder that COPY and ADD copy from

@@ -10,7 +10,6 @@ use crate::error::CliError;
 /// How much of a command is shown.
 const COMMAND: usize = 30;
 
-/// The arguments of `amphi ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
     /// Those that have ended as well

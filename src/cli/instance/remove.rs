@@ -6,7 +6,6 @@ use clap::Args;
 use crate::cli::output::print;
 use crate::error::CliError;
 
-/// The arguments of `amphi rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// The instances, by their names or the beginnings of their IDs

@@ -7,7 +7,6 @@ use clap::Args;
 use crate::cli::run::{Execution, terminal_size};
 use crate::error::CliError;
 
-/// The arguments of `amphi start`.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// Connect standard output and error, and wait for the end; needed, as instances do not run on their own yet
