@@ -14,6 +14,7 @@ use super::process::Process;
 use super::step::{Failure, Step};
 use super::volumes::Volume;
 use crate::isolation::IsolationError;
+use crate::isolation::writable_disk::WritableDiskError;
 
 /// Why a container could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +36,30 @@ pub enum ContainerError {
         /// What is wrong.
         source: io::Error,
     },
-    /// A limit for a writable layer that is to stay.
-    #[error("--storage-opt: the writable layer of a container that is kept has no limit as yet: use --rm as well")]
+    /// There is no folder with a writable layer.
+    #[error("this run's writable layer was not kept")]
+    NoKeptLayer,
+    /// Image and writable layer can be looked at together by root only.
+    #[error(
+        "without root's privileges amphi cannot put the image and what a container has written together: run amphi as root"
+    )]
+    MergeNeedsRoot,
+    /// What an instance has written cannot be read, or be changed.
+    #[error("{what}")]
+    KeptFiles {
+        /// What was attempted.
+        what: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A limit for a writable layer that is to stay, which takes a mount.
+    #[error(
+        "--storage-opt: without root's privileges only a layer in memory can have a limit: use --rm as well, or run amphi as root"
+    )]
     LimitOfKept,
+    /// The file system that limits a writable layer cannot be made or used.
+    #[error(transparent)]
+    WritableDisk(#[from] WritableDiskError),
     /// A network other than none.
     #[error("--network: a container has none as yet: use --network none, or --isolation vm")]
     Network,

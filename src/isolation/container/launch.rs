@@ -16,7 +16,7 @@ use super::cgroup::Cgroup;
 use super::child::{self, Plan};
 use super::error::{ContainerError, from_child};
 use super::handover;
-use super::kept::KeptLayer;
+use super::kept::KeptFolder;
 use super::layers::{self, Upper};
 use super::mounts::{Lower, MountPlan, UpperPlan};
 use super::namespaces::{self, IdMap};
@@ -48,7 +48,7 @@ pub(super) struct Config {
     /// Keeps an unpacked image from being removed.
     pub(super) _kept: Option<std::fs::File>,
     /// Where the writable layer stays, if it does.
-    pub(super) kept: Option<KeptLayer>,
+    pub(super) kept: Option<KeptFolder>,
     /// The size of a writable layer that does not; `None` is the kernel's default.
     pub(super) scratch_size: Option<CString>,
     /// Directories and files of the host.
@@ -189,7 +189,7 @@ pub(super) fn launch(
     let report = Report::new().map_err(ContainerError::kernel("share memory with the container"))?;
 
     let volumes = config.volumes.iter().map(Volume::mount).collect::<Result<Vec<_>, _>>()?;
-    let kept = config.kept.as_ref().filter(|_| !config.trees.is_empty()).map(KeptLayer::mount).transpose()?;
+    let kept = config.kept.as_ref().filter(|_| !config.trees.is_empty()).map(KeptFolder::mount).transpose()?;
     let argv = pointers(&config.process.argv);
     let env = pointers(&config.process.env);
     let descriptors = [stdin, Some(outputs.stdout.as_fd()), Some(outputs.stderr.as_fd()), Some(theirs.as_fd())];

@@ -58,7 +58,7 @@ fn mount_file(file: &File) -> io::Result<OwnedFd> {
         Err(Errno::NOTBLK) => {}
         other => return Ok(other?),
     }
-    let (device, path) = attach(file)?;
+    let (device, path) = attach(file, LO_FLAGS_READ_ONLY)?;
     let mount = mount_source(&path)?;
     // The mount keeps it from here on.
     drop(device);
@@ -74,8 +74,22 @@ fn mount_source(source: &str) -> Result<OwnedFd, Errno> {
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// A mount of the ext4 file system in `file`, which can be written to. As long as it is mounted, `file` counts as open.
+pub(super) fn mount_disk(file: &File) -> io::Result<OwnedFd> {
+    let (device, path) = attach(file, 0)?;
+    let context = fsopen(c"ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, c"source", &*path)?;
+    // What is deleted makes the file smaller again.
+    fsconfig_set_flag(&context, c"discard")?;
+    fsconfig_create(&context)?;
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    // The mount keeps it from here on.
+    drop(device);
+    Ok(above_standard(mount)?)
+}
+
 /// A loop device with the file, and its path. It is free again when nobody has it open or mounted.
-fn attach(file: &File) -> io::Result<(File, String)> {
+fn attach(file: &File, flags: u32) -> io::Result<(File, String)> {
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     let config = LoopConfig {
         fd: file.as_raw_fd().cast_unsigned(),
@@ -89,7 +103,7 @@ fn attach(file: &File) -> io::Result<(File, String)> {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+            flags: flags | LO_FLAGS_AUTOCLEAR,
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],
@@ -104,7 +118,7 @@ fn attach(file: &File) -> io::Result<(File, String)> {
             return Err(io::Error::last_os_error());
         }
         let path = format!("/dev/loop{number}");
-        let device = File::open(&path)?;
+        let device = File::options().read(true).write(flags & LO_FLAGS_READ_ONLY == 0).open(&path)?;
         // SAFETY: the descriptor is open, and `config` is what the call reads.
         if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } == 0 {
             return Ok((device, path));

@@ -174,9 +174,7 @@ pub(super) fn make_privileged(
 /// themselves cannot be attached again. (Before Linux 6.15 only what is attached can be copied.)
 pub(super) fn view(lowers: &[BorrowedFd<'_>]) -> Result<(OwnedFd, Vec<OwnedFd>), Failure> {
     apart(|| {
-        // SAFETY: it does not touch the file descriptors, which all threads share.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.at(Step::PrivateMounts)?;
-        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)?;
+        enter_own_mounts()?;
         let scratch = new_mount(c"tmpfs", &[(c"mode", c"755")], MountAttrFlags::empty()).at(Step::Scratch)?;
         attach_to(scratch.as_fd(), CWD, c"/proc").at(Step::Scratch)?;
         attach_layers(lowers, scratch.as_fd())?;
@@ -186,6 +184,21 @@ pub(super) fn view(lowers: &[BorrowedFd<'_>]) -> Result<(OwnedFd, Vec<OwnedFd>),
         let copies = PLACES[..lowers.len()].iter().map(|place| bind(scratch.as_fd(), place));
         Ok((overlay, copies.collect::<Result<_, _>>().at(Step::Lower)?))
     })
+}
+
+/// The layers with a writable one over them as a detached mount, for amphi itself: with the owners that they have on disk.
+pub(super) fn merged(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, Failure> {
+    apart(|| {
+        enter_own_mounts()?;
+        make(lowers, upper, Notes::Trusted).map(|layers| layers.overlay)
+    })
+}
+
+/// Gives the calling thread a mount namespace of its own, which ends with it.
+fn enter_own_mounts() -> Result<(), Failure> {
+    // SAFETY: it does not touch the file descriptors, which all threads share.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.at(Step::PrivateMounts)?;
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).at(Step::PrivateMounts)
 }
 
 /// Does `work` in a thread with a root and working directory of its own, which may enter another mount namespace.

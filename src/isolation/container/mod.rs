@@ -18,6 +18,7 @@ mod error;
 mod handover;
 mod init;
 mod kept;
+mod kept_layer;
 mod launch;
 mod layer_mounts;
 mod layers;
@@ -44,8 +45,9 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 pub use error::ContainerError;
+pub use kept_layer::{KeptLayer, TreeReceiver, Visit};
 
-use self::kept::KeptLayer;
+use self::kept::KeptFolder;
 use self::launch::Config;
 use self::process::{Process, open_root};
 use self::sandbox::Container;
@@ -98,6 +100,10 @@ impl Isolation for ContainerIsolation {
             Rootfs::Layers(stack) => Root::of_layers(stack)?,
             Rootfs::Disk(_) => return Err(ContainerError::DiskImage.into()),
         };
+        let writable = KeptFolder::open(&spec.writable)?;
+        if trees.is_empty() && writable.as_ref().is_some_and(KeptFolder::has_limit) {
+            return Err(ContainerError::LimitOfKept.into());
+        }
         let process = Process::prepare(&spec.process, view.as_fd(), &hostname)?;
         let config = Config {
             id,
@@ -107,7 +113,7 @@ impl Isolation for ContainerIsolation {
             layered,
             path,
             _kept: kept,
-            kept: KeptLayer::open(&spec.writable)?,
+            kept: writable,
             scratch_size: scratch_size(spec).map(|size| size_text(size.bytes())),
             read_only: spec.read_only,
             unified_cgroup: cgroups.version() == Version::V2,
