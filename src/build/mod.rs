@@ -9,6 +9,7 @@
 
 mod arguments;
 mod begin;
+mod change;
 mod context;
 mod copy;
 mod dockerfile;
@@ -27,6 +28,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use change::change;
 pub use dockerfile::{
     Command, Copy, DOCKERFILE_LIMIT, Dockerfile, DockerfileError, HereDocument, Instruction, Stage, Step,
 };

@@ -57,6 +57,12 @@ enum Command {
     Ps(instance::PsArgs),
     /// Run a stopped instance once more
     Start(instance::StartArgs),
+    /// Copy files between the host and a stopped instance
+    Cp(instance::CpArgs),
+    /// Show what an instance has changed of its image
+    Diff(instance::DiffArgs),
+    /// Make an image of what an instance has written
+    Commit(instance::CommitArgs),
     /// Remove instances
     Rm(instance::RmArgs),
     /// Build an image from a Dockerfile
@@ -115,6 +121,9 @@ pub(crate) fn dispatch(cli: Cli, start: Instant) -> Result<u8, CliError> {
         Command::Run(args) => run::run(*args, start),
         Command::Ps(args) => instance::list(&args).map(|()| 0),
         Command::Start(args) => instance::start(&args, start),
+        Command::Cp(args) => instance::copy(&args).map(|()| 0),
+        Command::Diff(args) => instance::diff(&args).map(|()| 0),
+        Command::Commit(args) => instance::commit(&args).map(|()| 0),
         Command::Rm(args) => instance::remove(&args).map(|()| 0),
         Command::Build(args) => build::run(*args).map(|()| 0),
         Command::Pull(args) => done(image::pull(&args)),

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::image::{ImageError, StoreError};
+use crate::image::{ImageError, LayerError, ParseTimestampError, StoreError};
+use crate::isolation::IsolationError;
 
 /// Why an instance cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,32 @@ pub enum InstanceError {
     /// Its record cannot be written down.
     #[error("the settings cannot be kept: use --rm")]
     Settings(#[source] serde_json::Error),
+    /// What it has written cannot be read or changed.
+    #[error(transparent)]
+    Isolation(Box<IsolationError>),
+    /// There is no image to put a layer on.
+    #[error("the instance {name} runs {image}, which is no image of the store: there are no layers to put one on")]
+    NoParent {
+        /// The instance.
+        name: String,
+        /// Its image.
+        image: String,
+    },
+    /// The new layer cannot be written.
+    #[error("cannot write the layer")]
+    Layer(#[source] io::Error),
+    /// What it has written could not be read to the end.
+    #[error("the instance's files could not be read to their end")]
+    CutShort,
+    /// An archive cannot be written.
+    #[error("cannot write the archive")]
+    Archive(#[source] io::Error),
+    /// An archive cannot be read.
+    #[error("cannot use the archive")]
+    Tar(#[source] LayerError),
+    /// The time that the image is to have is none.
+    #[error(transparent)]
+    Time(ParseTimestampError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -11,6 +11,10 @@
 //! A folder gets its name by a rename, when all is in it, and loses it by one before it is removed. Names with a dot in front are
 //! what is not complete; `.lock` is held by who adds or removes.
 
+mod changes;
+mod commit;
+mod copy;
+mod diff;
 mod error;
 mod exit;
 mod record;
@@ -22,6 +26,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use commit::CommitOptions;
+pub use copy::{CopySource, Target};
+pub use diff::ChangeKind;
 pub use error::InstanceError;
 pub use exit::Exit;
 pub use record::{Record, Source};

@@ -5,33 +5,23 @@ use std::fs;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::run;
 use crate::harness::images::{Made, OwnRoot};
-use crate::harness::{Amphi, Case, Isolation, container, rootfs};
-
-/// What microVMs write is not kept as yet.
-fn kept(name: &str, body: fn(Isolation)) -> Vec<Case> {
-    vec![container(name, move || body(Isolation::Container))]
-}
+use crate::harness::{Case, Isolation, both, rootfs};
 
 pub(crate) fn cases() -> Vec<Case> {
     [
-        kept("instance_stays_and_goes_on", instance_stays_and_goes_on),
-        kept("instance_is_listed_while_it_runs", instance_is_listed_while_it_runs),
-        kept("instance_after_kill", instance_after_kill),
-        kept("instance_keeps_its_image", instance_keeps_its_image),
-        kept("instance_of_rm_is_none", instance_of_rm_is_none),
-        kept("instances_start_side_by_side", instances_start_side_by_side),
-        kept("instance_that_cannot_start", instance_that_cannot_start),
+        both("instance_stays_and_goes_on", instance_stays_and_goes_on),
+        both("instance_is_listed_while_it_runs", instance_is_listed_while_it_runs),
+        both("instance_after_kill", instance_after_kill),
+        both("instance_keeps_its_image", instance_keeps_its_image),
+        both("instance_of_rm_is_none", instance_of_rm_is_none),
+        both("instances_start_side_by_side", instances_start_side_by_side),
+        both("instance_that_cannot_start", instance_that_cannot_start),
     ]
     .into_iter()
     .flatten()
     .collect()
-}
-
-/// `amphi run --isolation ISOLATION --name NAME dir:BUSYBOX -- /bin/sh -c SCRIPT`, of which an instance stays.
-pub(super) fn run(own: &OwnRoot, isolation: Isolation, name: &str, script: &str) -> Amphi {
-    let image = format!("dir:{}", rootfs::busybox().display());
-    own.amphi(&["run", "--isolation", isolation.name(), "--name", name, &image, "--", "/bin/sh", "-c", script])
 }
 
 fn list(own: &OwnRoot, options: &[&str]) -> Vec<Value> {

@@ -37,7 +37,7 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     let image = Image::open_or_pull(reference, &options, &ProgressBar::new(reference))?;
     let kind = choose(&args, &image)?;
     let mut spec = resolve(&args, &image)?;
-    let instance = keeps(&args, kind).then(|| {
+    let instance = (!args.rm).then(|| {
         let id = Instances::new_id();
         if args.hostname.is_none() && args.name.is_none() {
             spec.hostname.clone_from(&id);
@@ -51,11 +51,6 @@ pub(crate) fn run(args: RunArgs, start: Instant) -> Result<u8, CliError> {
     }
     let raw_mode = args.wants_raw_mode();
     Execution { kind, spec, instance, raw_mode, timeline: timeline_fd, start }.run(true)
-}
-
-/// Whether the run leaves an instance: what a microVM writes is not kept as yet.
-fn keeps(args: &RunArgs, kind: IsolationKind) -> bool {
-    !args.rm && kind == IsolationKind::Container
 }
 
 /// The isolation to use: for `auto` found out by trying.
