@@ -13,7 +13,7 @@ use super::descriptors::Descriptors;
 use super::rings;
 
 /// The most buffers that one system call takes (`UIO_MAXIOV` of Linux).
-const MAX_IOVECS: usize = 1024;
+pub(super) const MAX_IOVECS: usize = 1024;
 
 /// The driver broke the rules of a virtqueue: the device stops until it is reset.
 #[derive(Debug, thiserror::Error)]

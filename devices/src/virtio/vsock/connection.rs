@@ -14,7 +14,7 @@ use super::socket;
 use crate::stream::would_block;
 use crate::virtio::chain::Buffers;
 
-/// The most bytes of data in one packet for the guest.
+/// The most bytes of data that are handed to the guest at once.
 const MAX_DATA: usize = 64 << 10;
 /// The longest greeting, `CONNECT` with a port and a line end.
 const MAX_GREETING: usize = 32;
@@ -62,6 +62,8 @@ pub(super) struct Connection {
     hung_up: bool,
     /// A request or response that the guest is to get.
     opening: Option<Op>,
+    /// How much was read from the socket the last time that it had anything.
+    last_read: usize,
     /// The guest is to get a reset, which ends the connection.
     resetting: bool,
     /// The guest has asked for news of the credit.
@@ -89,6 +91,7 @@ impl Connection {
             writable: true,
             hung_up: false,
             opening: None,
+            last_read: 0,
             resetting: false,
             update_asked: false,
             guest_closed: 0,
@@ -296,8 +299,22 @@ impl Connection {
                     || self.may_read() && (self.credit.room_in_guest() > 0 || self.credit.must_ask()))
     }
 
-    /// The next packet for the guest; `room` is for its data.
-    pub(super) fn next_packet(&mut self, guest_cid: u64, room: &mut Buffers<'_>) -> Option<Header> {
+    /// How much the socket is likely to have for the guest: twice what it had last time, as far as there is credit.
+    pub(super) fn expected(&self) -> usize {
+        if self.resetting || self.opening.is_some() || !matches!(self.state, State::Established(_)) || !self.may_read()
+        {
+            return 0;
+        }
+        (2 * self.last_read).min(self.credit_in_guest())
+    }
+
+    /// How many bytes of data the guest may get at once.
+    fn credit_in_guest(&self) -> usize {
+        usize::try_from(self.credit.room_in_guest()).map_or(MAX_DATA, |room| room.min(MAX_DATA))
+    }
+
+    /// The next packet for the guest; `rooms` are for its data.
+    pub(super) fn next_packet(&mut self, guest_cid: u64, rooms: &mut [Buffers<'_>]) -> Option<Header> {
         let key = self.key()?;
         let mut header = Header::to_guest(guest_cid, key, Op::CreditUpdate);
         let op = if self.resetting {
@@ -306,7 +323,7 @@ impl Connection {
             op
         } else if !matches!(self.state, State::Established(_)) {
             return None;
-        } else if let Some(count) = self.read(room) {
+        } else if let Some(count) = self.read(rooms) {
             header.len = count;
             Op::ReadWrite
         } else if self.told_closed != self.host_closed {
@@ -328,14 +345,18 @@ impl Connection {
     }
 
     /// From the socket straight to the guest's memory.
-    fn read(&mut self, room: &mut Buffers<'_>) -> Option<u32> {
-        let credit = usize::try_from(self.credit.room_in_guest()).unwrap_or(MAX_DATA);
+    fn read(&mut self, rooms: &mut [Buffers<'_>]) -> Option<u32> {
+        let mut credit = self.credit_in_guest();
         if !self.may_read() || credit == 0 {
             return None;
         }
-        room.truncate(credit.min(MAX_DATA));
-        match socket::receive(&self.socket, room) {
+        for room in rooms.iter_mut() {
+            room.truncate(credit);
+            credit -= room.len();
+        }
+        match socket::receive(&self.socket, rooms) {
             Ok(count @ 1..) => {
+                self.last_read = count;
                 // At most MAX_DATA.
                 let count = u32::try_from(count).unwrap_or(0);
                 self.credit.send(count);

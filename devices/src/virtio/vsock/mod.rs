@@ -108,7 +108,7 @@ impl VirtioDevice for Vsock {
         else {
             return Err(ActivateError("the socket device's queues are not enabled".to_owned()));
         };
-        self.queues = Some(Queues { memory, receive, transmit, interrupt });
+        self.queues = Some(Queues::new(memory, receive, transmit, interrupt));
         self.doorbells.activate(queue_events)
     }
 

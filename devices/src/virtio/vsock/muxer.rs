@@ -306,16 +306,25 @@ impl Muxer {
         !self.refusals.is_empty() || !self.ready.is_empty()
     }
 
-    /// The next packet for the guest; `room` gets its data. `None` where the connection whose turn it is has nothing after
-    /// all; `room` may have lost its end then. Connections take turns.
-    pub(super) fn next_packet(&mut self, room: &mut Buffers<'_>, ops: &mut EventOps<'_>) -> Option<Header> {
+    /// For how many bytes of data the next packets are likely to have use, all of one connection.
+    pub(super) fn expected(&self) -> usize {
+        if !self.refusals.is_empty() {
+            return 0;
+        }
+        let next = self.ready.front().and_then(|&slot| self.slots.get(slot)?.as_ref());
+        next.map_or(0, Connection::expected)
+    }
+
+    /// The next packet for the guest; `rooms` get its data, which is for as many packets as it fills rooms. `None` where the connection
+    /// whose turn it is has nothing after all; `rooms` may have lost their end then. Connections take turns.
+    pub(super) fn next_packet(&mut self, rooms: &mut [Buffers<'_>], ops: &mut EventOps<'_>) -> Option<Header> {
         if let Some(refusal) = self.refusals.pop_front() {
             return Some(refusal);
         }
         let slot = self.ready.pop_front()?;
         let connection = self.slots.get_mut(slot)?.as_mut()?;
         connection.queued = false;
-        let header = connection.next_packet(self.guest_cid, room);
+        let header = connection.next_packet(self.guest_cid, rooms);
         let over = header.is_some_and(|header| header.op == Some(Op::Reset));
         self.settle(slot, if over { Outcome::Over } else { Outcome::Stay }, ops);
         header

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use libc::{c_int, iovec, msghdr};
 
-use crate::virtio::chain::Buffers;
+use crate::virtio::chain::{Buffers, MAX_IOVECS};
 
 #[expect(clippy::cast_possible_truncation, reason = "the constant is 1")]
 const FAMILY: libc::sa_family_t = libc::AF_UNIX.cast_unsigned() as libc::sa_family_t;
@@ -42,8 +42,16 @@ pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 /// Reads into guest memory, as much as there is room for. 0 is the end of the stream.
-pub(super) fn receive(socket: &UnixStream, room: &Buffers<'_>) -> io::Result<usize> {
-    let mut message = message(room.iovecs());
+pub(super) fn receive(socket: &UnixStream, rooms: &[Buffers<'_>]) -> io::Result<usize> {
+    let gathered: Vec<iovec>;
+    let iovecs = match rooms {
+        [room] => room.iovecs(),
+        rooms => {
+            gathered = rooms.iter().flat_map(Buffers::iovecs).take(MAX_IOVECS).copied().collect();
+            &gathered
+        }
+    };
+    let mut message = message(iovecs);
     // SAFETY: The buffers point into guest memory, mapped for as long as they live.
     retried(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
 }
