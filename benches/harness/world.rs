@@ -158,7 +158,7 @@ struct Lab {
 /// A counted machine stops for good now and then; then there is one more try.
 const COUNTED: Lab = Lab { options: &["--count"], seconds: "420", unit: "counted instructions" };
 /// For one run of one subject.
-const SINGLE: Lab = Lab { seconds: "150", ..COUNTED };
+const SINGLE: Lab = Lab { seconds: "300", ..COUNTED };
 const LARGE: Lab = Lab { options: &["--memory", "8192"], seconds: "3600", unit: "emulated times" };
 
 impl Lab {
