@@ -35,15 +35,34 @@ pub(crate) fn build() {
     assert!(architecture == "x86_64", "amphi's guest is for x86_64 only so far, not {architecture}");
 
     let manifest_dir = variable("CARGO_MANIFEST_DIR");
-    let target_dir = variable("OUT_DIR").join("guest-init");
-    let mut cargo = Command::new(variable("CARGO"));
+    let embed = |features: &[&str], name: &str| {
+        let bytes = compile(&variable("CARGO"), &manifest_dir, &variable("OUT_DIR").join("guest-init"), features);
+        let embedded = variable("OUT_DIR").join(name);
+        std::fs::write(&embedded, &bytes).unwrap_or_else(|e| panic!("cannot write {}: {e}", embedded.display()));
+        bytes
+    };
+    let bytes = embed(&["--no-default-features"], "amphi-guest-init");
+    // Few guests do a service, and the others are not to carry its code: what is in an initramfs is copied several times.
+    embed(&["--features", "service"], "amphi-guest-service");
+
+    // The built-in image's name changes with everything that is in it.
+    let layout = read(&manifest_dir.join(BUILTIN));
+    let digest = Sha256::new().chain_update(&bytes).chain_update(&layout).finalize();
+    let digest: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("cargo::rustc-env=AMPHI_BUILTIN_DIGEST={digest}");
+}
+
+/// The program, built with those `features`.
+fn compile(program: &Path, manifest_dir: &Path, target_dir: &Path, features: &[&str]) -> Vec<u8> {
+    let mut cargo = Command::new(program);
     cargo
-        .current_dir(&manifest_dir)
+        .current_dir(manifest_dir)
         // The outer cargo has resolved and fetched everything.
         .args(["build", "--quiet", "--frozen", "--profile", "guest", "--target", TARGET])
         .args(["--package", "amphi-guest-init", "--bin", "amphi-guest-init"])
+        .args(features)
         .arg("--target-dir")
-        .arg(&target_dir)
+        .arg(target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
     // Linters and coverage tools come in through these; they have seen the crate already as a part of the workspace.
     for (name, _) in env::vars_os() {
@@ -58,15 +77,10 @@ pub(crate) fn build() {
     let status = cargo.status().unwrap_or_else(|error| panic!("cannot run {cargo:?}: {error}"));
     assert!(status.success(), "amphi-guest-init does not build: {cargo:?}: {status}");
 
-    let program = target_dir.join(TARGET).join("guest/amphi-guest-init");
-    let embedded = variable("OUT_DIR").join("amphi-guest-init");
-    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-    let bytes = read(&program);
-    std::fs::write(&embedded, &bytes).unwrap_or_else(|e| panic!("cannot write {}: {e}", embedded.display()));
+    let built = target_dir.join(TARGET).join("guest/amphi-guest-init");
+    read(&built)
+}
 
-    // The built-in image's name changes with everything that is in it.
-    let layout = read(&manifest_dir.join(BUILTIN));
-    let digest = Sha256::new().chain_update(&bytes).chain_update(&layout).finalize();
-    let digest: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("cargo::rustc-env=AMPHI_BUILTIN_DIGEST={digest}");
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
 }

@@ -13,9 +13,15 @@ use amphi::isolation::{Sandbox, Stdio};
 use amphi::spec::WritableLayer;
 use amphi::{Image, IsolationKind, RunSpec, isolation};
 
+/// What the kernel still does for the machine before shall not count.
+fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(300));
+}
+
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn run(image: &Image, layer: WritableLayer) -> Result<f64> {
+    settle();
     let start = Instant::now();
     let spec = RunSpec::builder(image).args(["/bin/true"]).memory_mib(128).writable(layer).build()?;
     let sandbox: Box<dyn Sandbox> = isolation(IsolationKind::Vm).create(&spec, Stdio::null()?)?;
@@ -36,6 +42,7 @@ fn main() -> Result<()> {
     for _ in 0..runs {
         let without = run(&image, WritableLayer::default())?;
         let with = run(&image, kept())?;
+        settle();
         let start = Instant::now();
         let mut entries = 0;
         KeptLayer::new(&folder).changes(&mut |_| {

@@ -16,6 +16,8 @@ use super::tree::{Node, Tree, TreeError};
 
 /// The guest's PID 1, which is also all programs of the built-in image.
 pub(crate) const GUEST_INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/amphi-guest-init"));
+/// The same where it is to do a service instead of running a workload.
+const GUEST_SERVICE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/amphi-guest-service"));
 
 /// The longest name that the kernel unpacks, with the zero at its end; the longest link target, too.
 const MAX_NAME: usize = 4096;
@@ -99,7 +101,8 @@ impl Initramfs {
         }
         // The kernel opens it for PID 1's standard streams before any device node is mounted.
         plan.add("/dev/console", 0o20_600, (5, 1), Body::Static(b""), 0)?;
-        plan.add("/init", 0o100_755, (0, 0), Body::Static(GUEST_INIT), GUEST_INIT.len() as u64)?;
+        let program = if spec.service.is_some() { GUEST_SERVICE } else { GUEST_INIT };
+        plan.add("/init", 0o100_755, (0, 0), Body::Static(program), program.len() as u64)?;
 
         let mut names = Vec::new();
         for (number, path) in modules.iter().enumerate() {

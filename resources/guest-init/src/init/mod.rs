@@ -9,6 +9,7 @@ mod ports;
 mod pump;
 mod resolver;
 mod root;
+#[cfg(feature = "service")]
 mod service;
 mod supervise;
 mod trim;
@@ -63,6 +64,7 @@ fn run_workload(control: &mut Option<Control>) -> Result<FromGuest, Failure> {
     let (opened, ports) = Ports::open(spec.stdin)?;
     let control = control.insert(opened);
 
+    #[cfg(feature = "service")]
     if let Some(service) = &spec.service {
         return service::run(&spec, service, ports, control);
     }
