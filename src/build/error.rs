@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::dockerfile::DockerfileError;
 use crate::image::{ImageError, LayerError, ParseTimestampError, StoreError, TreeError};
+use crate::instance::InstanceError;
 use crate::isolation::{ExitStatus, IsolationError};
 use crate::spec::SpecError;
 
@@ -89,6 +90,9 @@ pub enum StepError {
     /// The layer cannot be written.
     #[error("cannot write the layer")]
     Layer(#[from] io::Error),
+    /// What the command has written cannot be read.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// The command cannot be run.
     #[error(transparent)]
     Spec(#[from] SpecError),

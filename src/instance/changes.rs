@@ -9,9 +9,10 @@ use std::thread;
 
 use amphi_guest_init::tree::{Item, Kind};
 
-use super::{Instance, InstanceError};
+use super::InstanceError;
 use crate::image::{EntryKind, LayerEntry};
 use crate::isolation::{IsolationError, IsolationKind, container, vm};
+use crate::spec::RunSpec;
 
 /// How many pieces may wait for their reader. Contents come in pieces of at most 512 KiB.
 const WAITING: usize = 16;
@@ -49,18 +50,18 @@ pub(super) struct Entries {
     piece: (u64, Vec<u8>),
 }
 
-/// Lets `read` read what the instance has written. It need not read to the end.
+/// Lets `read` read what has been written to the kept layer of `spec`, which ran in that isolation. It need not read to the end.
 pub(super) fn of<T>(
-    instance: &Instance,
+    kind: IsolationKind,
+    spec: &RunSpec,
     read: impl FnOnce(&mut Entries) -> Result<T, InstanceError>,
 ) -> Result<T, InstanceError> {
-    let record = &instance.record;
     let tell = |visit: &mut dyn FnMut(Item<'_>) -> io::Result<()>| {
-        let told = match record.isolation {
+        let told = match kind {
             IsolationKind::Container => {
-                container::KeptLayer::new(&record.spec.writable).changes(visit).map_err(IsolationError::from)
+                container::KeptLayer::new(&spec.writable).changes(visit).map_err(IsolationError::from)
             }
-            IsolationKind::Vm => vm_layer(instance).changes(visit).map_err(IsolationError::from),
+            IsolationKind::Vm => vm_layer(spec).changes(visit).map_err(IsolationError::from),
         };
         told.map_err(|error| InstanceError::Isolation(Box::new(error)))
     };
@@ -93,10 +94,10 @@ pub(super) fn stream<T>(
     })
 }
 
-/// The layer of a microVM's instance.
-pub(super) fn vm_layer(instance: &Instance) -> vm::KeptLayer {
-    let layer = vm::KeptLayer::new(&instance.folder);
-    match &instance.record.spec.vm.kernel {
+/// The layer of a microVM.
+pub(super) fn vm_layer(spec: &RunSpec) -> vm::KeptLayer {
+    let layer = vm::KeptLayer::new(spec.writable.folder.clone().unwrap_or_default());
+    match &spec.vm.kernel {
         Some(kernel) => layer.kernel(kernel),
         None => layer,
     }
@@ -206,12 +207,11 @@ impl Read for Entries {
 }
 
 /// Whether an entry is no part of what an instance has written: amphi mounts something there.
-pub(super) fn is_mount_point(instance: &Instance, entry: &Entry) -> bool {
+pub(super) fn is_mount_point(spec: &RunSpec, entry: &Entry) -> bool {
     let Entry::There { entry: LayerEntry { path, kind, .. }, .. } = entry else { return false };
-    let volumes = &instance.record.spec.volumes;
     let is_volume = || {
         let path = Path::new("/").join(OsStr::from_bytes(path));
-        volumes.iter().any(|volume| volume.destination == path)
+        spec.volumes.iter().any(|volume| volume.destination == path)
     };
     matches!(kind, EntryKind::Directory | EntryKind::File(0))
         && (matches!(&path[..], b"dev" | b"proc" | b"sys") || is_volume())

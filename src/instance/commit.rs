@@ -6,6 +6,8 @@ use super::changes::{self, Entries, Entry};
 use super::{Instance, InstanceError, Source};
 use crate::image::manifest::{Execution, History};
 use crate::image::{Draft, EntryKind, ImageName, LayerArchive, LayerEntry, Store, StoredImage, Timestamp};
+use crate::isolation::IsolationKind;
+use crate::spec::RunSpec;
 
 /// What else is to be said of a new image.
 #[derive(Debug, Clone, Default)]
@@ -50,12 +52,7 @@ impl Instance {
         let parent = self.parent(&store)?;
         let now = Timestamp::of_source().map_err(InstanceError::Time)?.unwrap_or_else(Timestamp::now);
         let layer = store.add_layer(|sink| -> Result<(), InstanceError> {
-            changes::of(self, |entries| {
-                let mut archive = LayerArchive::new(sink);
-                self.write(entries, &mut archive).map_err(InstanceError::Layer)?;
-                entries.finish()?;
-                archive.finish().map(drop).map_err(InstanceError::Layer)
-            })
+            write_layer(self.record.isolation, &self.record.spec, i64::MAX, sink).map(drop)
         })?;
         let argv = self.record.spec.process.argv.iter().map(|argument| argument.to_string_lossy());
         let step = History {
@@ -75,25 +72,52 @@ impl Instance {
         }
         Ok(draft.save(&store, now, [name])?)
     }
+}
 
-    /// Writes the entries as a layer has them (OCI image specification, "Representing Changes").
-    fn write<W: io::Write>(&self, entries: &mut Entries, archive: &mut LayerArchive<W>) -> io::Result<()> {
-        while let Some(entry) = entries.next() {
-            if changes::is_mount_point(self, &entry) {
-                continue;
-            }
-            match entry {
-                Entry::Removed(path) => archive.remove(&path)?,
-                // Of the root itself only what is in it.
-                Entry::There { entry: LayerEntry { path, .. }, .. } if path.is_empty() => {}
-                Entry::There { entry, opaque } => {
-                    archive.append(&entry, &mut *entries)?;
-                    if opaque && entry.kind == EntryKind::Directory {
-                        archive.empty(&entry.path)?;
-                    }
+/// Writes what the kept layer of `spec`, which ran in that isolation, has of its own as the archive of a layer (OCI image specification,
+/// "Representing Changes"), with no time later than `latest`, and returns how many entries that are.
+///
+/// # Errors
+/// It cannot be read, or not be written.
+pub(crate) fn write_layer(
+    kind: IsolationKind,
+    spec: &RunSpec,
+    latest: i64,
+    sink: impl io::Write,
+) -> Result<usize, InstanceError> {
+    changes::of(kind, spec, |entries| {
+        let mut archive = LayerArchive::new(sink);
+        let count = write(entries, spec, latest, &mut archive).map_err(InstanceError::Layer)?;
+        entries.finish()?;
+        archive.finish().map_err(InstanceError::Layer)?;
+        Ok(count)
+    })
+}
+
+fn write<W: io::Write>(
+    entries: &mut Entries,
+    spec: &RunSpec,
+    latest: i64,
+    archive: &mut LayerArchive<W>,
+) -> io::Result<usize> {
+    let mut count = 0;
+    while let Some(entry) = entries.next() {
+        if changes::is_mount_point(spec, &entry) {
+            continue;
+        }
+        match entry {
+            Entry::Removed(path) => archive.remove(&path)?,
+            // Of the root itself only what is in it.
+            Entry::There { entry: LayerEntry { path, .. }, .. } if path.is_empty() => continue,
+            Entry::There { mut entry, opaque } => {
+                entry.mtime = entry.mtime.min(latest);
+                archive.append(&entry, &mut *entries)?;
+                if opaque && entry.kind == EntryKind::Directory {
+                    archive.empty(&entry.path)?;
                 }
             }
         }
-        Ok(())
+        count += 1;
     }
+    Ok(count)
 }

@@ -60,7 +60,7 @@ impl Instance {
             IsolationKind::Container => container::KeptLayer::new(&record.spec.writable)
                 .unpack(&rootfs, path, name, |encoder| source.write(encoder))
                 .map_err(IsolationError::from),
-            IsolationKind::Vm => vm_layer(self)
+            IsolationKind::Vm => vm_layer(&self.record.spec)
                 .unpack(&rootfs, path, name, |encoder| source.write(encoder))
                 .map_err(IsolationError::from),
         };
@@ -140,7 +140,9 @@ impl Instance {
             IsolationKind::Container => container::KeptLayer::new(&record.spec.writable)
                 .pack(&rootfs, path, contents, visit)
                 .map_err(IsolationError::from),
-            IsolationKind::Vm => vm_layer(self).pack(&rootfs, path, contents, visit).map_err(IsolationError::from),
+            IsolationKind::Vm => {
+                vm_layer(&self.record.spec).pack(&rootfs, path, contents, visit).map_err(IsolationError::from)
+            }
         };
         done.map_err(|error| InstanceError::Isolation(Box::new(error)))
     }

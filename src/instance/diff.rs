@@ -38,11 +38,12 @@ impl Instance {
     /// What it has written, or the image, cannot be read.
     pub fn diff(&self) -> Result<BTreeMap<Vec<u8>, ChangeKind>, InstanceError> {
         let image = self.open_image()?;
-        changes::of(self, |entries| {
+        let record = &self.record;
+        changes::of(record.isolation, &record.spec, |entries| {
             let mut found = Differences { image: &image, all: BTreeMap::new(), made_anew: None };
             while let Some(entry) = entries.next() {
-                if !changes::is_mount_point(self, &entry) {
-                    found.add(entry).map_err(|source| unreadable(&self.record.image, source))?;
+                if !changes::is_mount_point(&record.spec, &entry) {
+                    found.add(entry).map_err(|source| unreadable(&record.image, source))?;
                 }
             }
             entries.finish()?;

@@ -27,6 +27,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use commit::CommitOptions;
+pub(crate) use commit::write_layer;
 pub use copy::{CopySource, Target};
 pub use diff::ChangeKind;
 pub use error::InstanceError;

@@ -1,4 +1,4 @@
-//! `RUN`.
+//! `RUN`, in both isolations.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::Setting;
-use crate::harness::{Case, Isolation, container, world};
+use crate::harness::{Case, Isolation, both, container, world};
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
-        container("build_runs_commands", || runs_commands(Isolation::Container)),
-        container("build_uses_what_is_known", || uses_what_is_known(Isolation::Container)),
-        container("build_run_is_reproducible", || run_is_reproducible(Isolation::Container)),
-        container("build_run_fails_with_its_line", || run_fails(Isolation::Container)),
-        container("build_killed_in_a_command_leaves_a_whole_store", killed),
-    ]
+    let shared = [
+        both("build_runs_commands", runs_commands),
+        both("build_uses_what_is_known", uses_what_is_known),
+        both("build_run_is_reproducible", run_is_reproducible),
+        both("build_run_fails_with_its_line", run_fails),
+    ];
+    let killed = container("build_killed_in_a_command_leaves_a_whole_store", killed);
+    shared.into_iter().flatten().chain([killed]).collect()
 }
 
 fn other(isolation: Isolation) -> Isolation {
