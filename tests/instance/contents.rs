@@ -7,12 +7,14 @@ use serde_json::Value;
 
 use super::run;
 use crate::harness::images::{Made, OwnRoot, tool};
-use crate::harness::{Case, Isolation, both};
+use crate::harness::registry::Registry;
+use crate::harness::{Case, Isolation, both, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
     [
         both("instance_changes_are_listed", instance_changes_are_listed),
         both("instance_becomes_an_image", instance_becomes_an_image),
+        vec![vm("instance_becomes_an_image_for_the_other", instance_becomes_an_image_for_the_other)],
         both("instance_of_a_directory_has_no_layers", instance_of_a_directory_has_no_layers),
         both("instance_takes_and_gives_files", instance_takes_and_gives_files),
         both("instance_takes_and_gives_archives", instance_takes_and_gives_archives),
@@ -116,6 +118,30 @@ fn instance_becomes_an_image(isolation: Isolation) {
     let wrong = own.amphi(&["commit", "-c", "RUN x", "one", "app:3"]).finish();
     wrong.expect_error(125, &["--change", "RUN x"]);
     own.amphi(&["rmi", "app:3"]).finish().expect(125);
+}
+
+/// What one isolation has written is an image for the other, and all that a push of it moves is its layer.
+fn instance_becomes_an_image_for_the_other() {
+    let own = OwnRoot::new();
+    with_image(&own);
+    let registry = Registry::start();
+    let base = registry.name("app:1");
+    let sent = |log: &str| {
+        log.lines().filter(|line| line.contains("http.request.method=PUT") && line.contains("/blobs/uploads/")).count()
+    };
+    own.amphi(&["push", "app:1", &base]).finish().expect(0);
+    for (from, to) in [(Isolation::Vm, Isolation::Container), (Isolation::Container, Isolation::Vm)] {
+        let (instance, image) = (format!("from-{from}"), registry.name(&format!("app:{from}")));
+        run_app(&own, from, &instance, &format!("{CHANGES}\n( {LOOK} ) >/seen"));
+        own.amphi(&["diff", &instance]).finish().expect_text(&LISTED.replace("C /srv\n", "A /seen\nC /srv\n"));
+        own.amphi(&["commit", &instance, &image]).finish().expect(0);
+        let script = format!("( {LOOK} ) >/now; cmp /seen /now && echo same");
+        own.run(to, &[&image, "--", "/bin/sh", "-c", &script]).finish().expect_text("same");
+        let before = sent(&registry.log());
+        own.amphi(&["push", &image]).finish().expect(0);
+        // The layer, and the configuration.
+        assert_eq!(sent(&registry.log()) - before, 2, "{}", registry.log());
+    }
 }
 
 fn instance_of_a_directory_has_no_layers(isolation: Isolation) {
