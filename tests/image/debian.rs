@@ -93,7 +93,7 @@ fn same_everywhere(isolation: Isolation) {
     let name = registry.name("test/debian:1");
     let pulled = own.amphi(&["pull", &name]).start().within(crate::harness::world::seconds(120));
     pulled.finish().expect(0);
-    let run = own.run(isolation, &["--rm", "--memory", "1G", &name, "/bin/bash", "-c", LISTING]).start();
+    let run = own.run(isolation, &["--memory", "1G", &name, "/bin/bash", "-c", LISTING]).start();
     let found = lines(&run.within(crate::harness::world::seconds(120)).finish().expect(0).stdout);
     let expected = expected(&made);
     for (found, expected) in found.iter().zip(&expected) {
