@@ -34,21 +34,41 @@ fn store_survives_kills() {
     fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
     let build = ["build", "-t", "d:1", context.path().to_str().unwrap()];
     let start = |own: &OwnRoot, command: &[&str]| own.amphi(command).env("SOURCE_DATE_EPOCH", "1700000000");
-    let whole = OwnRoot::new();
+    // Of an image of its own, which is in use by it and so is never removed.
+    let base = Made::new();
+    let used = format!("oci:{}:made", base.layout().display());
+    let commit = ["commit", "i", "e:1"];
+    let with_instance = || {
+        let own = OwnRoot::new();
+        if rustix::process::geteuid().is_root() {
+            start(&own, &["load", &used, "--name", "used:1"]).finish().expect(0);
+            let write =
+                "mkdir /d; dd if=/dev/zero of=/d/x bs=1M count=4 2>/dev/null; touch -d '2024-01-01 00:00' /d/x /d /";
+            let run = ["run", "--isolation", "container", "--name", "i", "used:1", "/bin/sh", "-c", write];
+            start(&own, &run).finish().expect(0);
+        } else {
+            println!("SKIPPED: commit, whose instance takes root");
+        }
+        own
+    };
+    let whole = with_instance();
+    let _ = start(&whole, &commit).finish();
     start(&whole, &["pull", &first]).finish().expect(0);
     let built = start(&whole, &build).finish().expect(0).text();
     let expected = files(&whole.path().join("images/layers"));
 
-    let own = OwnRoot::new();
+    let own = with_instance();
     let layout = format!("oci:{}:made", made.layout().display());
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 11] = [
         &["pull", &first],
         &["load", &layout],
         &["rmi", &first],
         &["pull", &second],
         &["tag", &second, "c:1"],
         &build,
+        &commit,
         &["rmi", &second, "--force"],
+        &commit,
         &build,
         &["prune"],
     ];
@@ -56,13 +76,14 @@ fn store_survives_kills() {
     let mut state = 1_u64;
     for kill in 0..KILLS {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let command = commands[usize::try_from(kill % 9).unwrap()];
+        let command = commands[usize::try_from(kill % 11).unwrap()];
         let started = start(&own, command).start();
         std::thread::sleep(Duration::from_micros((state >> 33) % 150_000));
         started.signal(Signal::KILL);
         drop(started.finish());
         check(&own, &expected);
     }
+    let _ = start(&own, &commit).finish();
     own.amphi(&["pull", &first]).finish().expect(0);
     start(&own, &build).finish().expect_text(&built);
     own.amphi(&["prune"]).finish().expect(0);
