@@ -50,9 +50,12 @@ impl Instance {
         let store = Store::open_default()?;
         let _hold = store.hold()?;
         let parent = self.parent(&store)?;
-        let now = Timestamp::of_source().map_err(InstanceError::Time)?.unwrap_or_else(Timestamp::now);
+        // As in a build: nothing in the image is later than that, so that the same changes make the same image.
+        let source_date = Timestamp::of_source().map_err(InstanceError::Time)?;
+        let now = source_date.unwrap_or_else(Timestamp::now);
+        let latest = source_date.map_or(i64::MAX, Timestamp::seconds);
         let layer = store.add_layer(|sink| -> Result<(), InstanceError> {
-            write_layer(self.record.isolation, &self.record.spec, i64::MAX, sink).map(drop)
+            write_layer(self.record.isolation, &self.record.spec, latest, sink).map(drop)
         })?;
         let argv = self.record.spec.process.argv.iter().map(|argument| argument.to_string_lossy());
         let step = History {
