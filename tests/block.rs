@@ -9,23 +9,31 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::harness::initramfs::{self, DO};
-use crate::harness::{Amphi, Case, Isolation, container, installed, rootfs, vm};
+use crate::harness::installed::{self, Kernel};
+use crate::harness::{Amphi, Case, Isolation, container, rootfs, vm};
 
 const ENGINES: [&str; 2] = ["sync", "io_uring"];
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
-        vm("disks_come_in_order_after_the_root", disks_come_in_order_after_the_root),
+    let mut cases = vec![
         vm("a_direct_boot_has_disks", a_direct_boot_has_disks),
-        vm("a_file_system_on_a_disk", a_file_system_on_a_disk),
-        vm("what_is_synced_survives_a_kill", what_is_synced_survives_a_kill),
-        vm("fio_finds_no_error", fio_finds_no_error),
-        vm("a_discard_shrinks_the_file", a_discard_shrinks_the_file),
-        vm("a_read_only_disk_beside_the_root_refuses_writes", a_read_only_disk_refuses_writes),
         vm("a_block_device_is_a_disk", a_block_device_is_a_disk),
         vm("disks_that_are_none", disks_that_are_none),
         container("a_container_has_no_disks", a_container_has_no_disks),
-    ]
+    ];
+    let with_each_kernel: [(&str, fn(&Kernel)); 6] = [
+        ("disks_come_in_order_after_the_root", disks_come_in_order_after_the_root),
+        ("a_file_system_on_a_disk", a_file_system_on_a_disk),
+        ("what_is_synced_survives_a_kill", what_is_synced_survives_a_kill),
+        ("fio_finds_no_error", fio_finds_no_error),
+        ("a_discard_shrinks_the_file", a_discard_shrinks_the_file),
+        ("a_read_only_disk_beside_the_root_refuses_writes", a_read_only_disk_refuses_writes),
+    ];
+    for (name, case) in with_each_kernel {
+        cases.push(vm(name, move || case(&installed::own())));
+        cases.push(vm(&format!("{name}_on_a_stock_kernel"), move || case(&installed::stock("6.12."))));
+    }
+    cases
 }
 
 /// A sparse file of that many mebibytes.
@@ -40,8 +48,9 @@ fn disk(path: &Path, options: &str) -> String {
     format!("{}{options}", path.display())
 }
 
-fn sh(script: &str, disks: &[String]) -> Amphi {
-    disks.iter().fold(Amphi::sh(Isolation::Vm, script), |amphi, disk| amphi.with(["--disk", disk]))
+fn sh(kernel: &Kernel, script: &str, disks: &[String]) -> Amphi {
+    let amphi = Amphi::sh(Isolation::Vm, script).with(["--kernel", &kernel.name]);
+    disks.iter().fold(amphi, |amphi, disk| amphi.with(["--disk", disk]))
 }
 
 /// A root with programs of the host, as an image.
@@ -51,12 +60,13 @@ fn image_with(folder: &Path, programs: &[&str]) -> String {
     format!("dir:{}", root.display())
 }
 
-fn run_image(image: &str, script: &str, disks: &[String]) -> Amphi {
+fn run_image(kernel: &Kernel, image: &str, script: &str, disks: &[String]) -> Amphi {
     let amphi = Amphi::run_image(Isolation::Vm, image.as_ref(), ["/bin/sh", "-ec", script]);
+    let amphi = amphi.with(["--kernel", &kernel.name]);
     disks.iter().fold(amphi, |amphi, disk| amphi.with(["--disk", disk]))
 }
 
-fn disks_come_in_order_after_the_root() {
+fn disks_come_in_order_after_the_root(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root.img");
     make_ext4(&root, &["-d", rootfs::busybox().to_str().unwrap()], "32M");
@@ -67,10 +77,10 @@ fn disks_come_in_order_after_the_root() {
     ];
     let show = "for d in /sys/block/vd*; do echo $(cat $d/size $d/ro $d/serial); done";
     let others = ["6144 0 the-first", "4096 1 amphi", "2048 0 amphi"];
-    let finished = sh(show, &disks).finish().expect(0);
+    let finished = sh(kernel, show, &disks).finish().expect(0);
     let lines: Vec<_> = finished.text().lines().map(ToOwned::to_owned).collect();
     assert!(lines.len() == 3 && lines.iter().zip(others).all(|(line, other)| line.starts_with(other)), "{finished}");
-    let finished = run_image(&format!("disk:{}", root.display()), show, &disks).finish().expect(0);
+    let finished = run_image(kernel, &format!("disk:{}", root.display()), show, &disks).finish().expect(0);
     let lines: Vec<_> = finished.text().lines().map(ToOwned::to_owned).collect();
     assert!(lines.len() == 4 && lines[0].starts_with("65536 0 "), "the root comes first {finished}");
     assert!(lines[1..].iter().zip(others).all(|(line, other)| line.starts_with(other)), "{finished}");
@@ -100,7 +110,7 @@ fn check_ext4(path: &Path) {
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 }
 
-fn a_file_system_on_a_disk() {
+fn a_file_system_on_a_disk(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let image = image_with(folder.path(), &["mke2fs", "e2fsck"]);
     let path = file(folder.path(), "disk", 64);
@@ -109,8 +119,9 @@ fn a_file_system_on_a_disk() {
             /bin/mke2fs -q -t ext4 $d; mkdir /tmp/m; mount -t ext4 -o discard $d /tmp/m
             cp -r /bin /tmp/m; rm -r /tmp/m/bin/busybox; seq 20000 >/tmp/m/numbers; umount /tmp/m
             /bin/e2fsck -f -n $d >/dev/null; mount -t ext4 -o ro $d /tmp/m; md5sum </tmp/m/numbers; seq 20000 | md5sum";
-        let finished =
-            run_image(&image, script, &[disk(&path, &format!(",serial=scratch,engine={engine}"))]).finish().expect(0);
+        let finished = run_image(kernel, &image, script, &[disk(&path, &format!(",serial=scratch,engine={engine}"))])
+            .finish()
+            .expect(0);
         let text = finished.text();
         let (read, expected) = text.split_once('\n').unwrap_or_default();
         assert!(read == expected && !read.is_empty(), "{finished}");
@@ -118,7 +129,7 @@ fn a_file_system_on_a_disk() {
     }
 }
 
-fn what_is_synced_survives_a_kill() {
+fn what_is_synced_survives_a_kill(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     for engine in ENGINES {
@@ -127,13 +138,13 @@ fn what_is_synced_survives_a_kill() {
         let script =
             "mkdir /tmp/m; mount -t ext4 /dev/vda /tmp/m && seq 100000 | dd of=/tmp/m/numbers conv=fsync 2>/dev/null &&
             echo synced; while :; do seq 1000 >>/tmp/m/more; done";
-        let mut started = sh(script, &disks).start();
+        let mut started = sh(kernel, script, &disks).start();
         started.wait_for_output("synced");
         started.signal(Signal::KILL);
         started.finish().expect_signal(Signal::KILL);
         let read =
             "mkdir /tmp/m; mount -t ext4 /dev/vda /tmp/m; md5sum </tmp/m/numbers; seq 100000 | md5sum; umount /tmp/m";
-        let finished = sh(read, &disks).finish().expect(0);
+        let finished = sh(kernel, read, &disks).finish().expect(0);
         let text = finished.text();
         let (read, expected) = text.split_once('\n').unwrap_or_default();
         assert!(read == expected && !read.is_empty(), "with {engine} {finished}");
@@ -141,7 +152,7 @@ fn what_is_synced_survives_a_kill() {
     }
 }
 
-fn fio_finds_no_error() {
+fn fio_finds_no_error(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let image = image_with(folder.path(), &["fio"]);
     let disks = ENGINES.map(|engine| disk(&file(folder.path(), engine, 4), &format!(",engine={engine}")));
@@ -158,18 +169,18 @@ fn fio_finds_no_error() {
          grep -c 'err= 0' /tmp/out; dmesg | grep -i 'I/O error' || echo no error",
         jobs.concat()
     );
-    let finished = run_image(&image, &script, &disks).with(["--cpus", "2"]).finish().expect(0);
+    let finished = run_image(kernel, &image, &script, &disks).with(["--cpus", "2"]).finish().expect(0);
     assert_eq!(finished.text(), "4\nno error", "{finished}");
 }
 
-fn a_discard_shrinks_the_file() {
+fn a_discard_shrinks_the_file(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     for engine in ENGINES {
         let path = folder.path().join("disk");
         fs::write(&path, vec![0xab; 8 << 20]).unwrap();
         let before = fs::metadata(&path).unwrap().blocks();
         let script = "blkdiscard -o 1048576 -l 6291456 /dev/vda";
-        sh(script, &[disk(&path, &format!(",engine={engine}"))]).finish().expect(0);
+        sh(kernel, script, &[disk(&path, &format!(",engine={engine}"))]).finish().expect(0);
         let after = fs::metadata(&path).unwrap();
         assert!(after.blocks() + (6 << 11) <= before, "{before} blocks, then {}", after.blocks());
         let contents = fs::read(&path).unwrap();
@@ -179,12 +190,12 @@ fn a_discard_shrinks_the_file() {
     }
 }
 
-fn a_read_only_disk_refuses_writes() {
+fn a_read_only_disk_refuses_writes(kernel: &Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let path = file(folder.path(), "disk", 1);
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
     let script = "cat /sys/block/vda/ro; dd if=/dev/urandom of=/dev/vda bs=4k count=1 2>/dev/null || echo refused";
-    sh(script, &[disk(&path, ",ro")]).finish().expect_text("1\nrefused");
+    sh(kernel, script, &[disk(&path, ",ro")]).finish().expect_text("1\nrefused");
     assert!(fs::read(&path).unwrap().iter().all(|&byte| byte == 0), "the disk was written to");
 }
 
@@ -219,7 +230,7 @@ fn a_block_device_is_a_disk() {
         let script = "cat /sys/block/vda/size; dd if=/dev/zero of=/dev/vda bs=4k count=16 oflag=direct 2>/dev/null &&
             dd if=/dev/zero of=/dev/vda bs=512 seek=8191 count=1 conv=fsync 2>/dev/null && head -c 65537 /dev/vda | tail -c 1";
         let options = format!(",direct,engine={engine}");
-        let finished = sh(script, &[disk(device.0.as_ref(), &options)]).finish().expect(0);
+        let finished = sh(&installed::own(), script, &[disk(device.0.as_ref(), &options)]).finish().expect(0);
         assert_eq!(finished.text(), "8192\nZ", "{finished}");
         let contents = fs::read(&device.0).unwrap();
         let zeroes = |range: std::ops::Range<usize>| contents[range].iter().all(|&byte| byte == 0);
@@ -245,7 +256,7 @@ fn disks_that_are_none() {
     }
     let twice = Amphi::new(["run", "--disk", good, "--disk", good, "builtin"]);
     twice.finish().expect_error(125, &["--disk", good, "in use"]);
-    let mut holder = sh("echo running; sleep 100", &[good.to_owned()]).start();
+    let mut holder = sh(&installed::own(), "echo running; sleep 100", &[good.to_owned()]).start();
     holder.wait_for_output("running");
     Amphi::new(["run", "--disk", &format!("{good},ro"), "builtin"]).finish().expect_error(125, &[good, "in use"]);
     drop(holder);
