@@ -14,6 +14,9 @@ use crate::harness::{Amphi, Case, Isolation, container, rootfs, vm};
 
 const ENGINES: [&str; 2] = ["sync", "io_uring"];
 
+/// A case that is for several kernels.
+type WithKernel = fn(&Kernel);
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         vm("a_direct_boot_has_disks", a_direct_boot_has_disks),
@@ -21,7 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         vm("disks_that_are_none", disks_that_are_none),
         container("a_container_has_no_disks", a_container_has_no_disks),
     ];
-    let with_each_kernel: [(&str, fn(&Kernel)); 6] = [
+    let with_each_kernel: [(&str, WithKernel); 6] = [
         ("disks_come_in_order_after_the_root", disks_come_in_order_after_the_root),
         ("a_file_system_on_a_disk", a_file_system_on_a_disk),
         ("what_is_synced_survives_a_kill", what_is_synced_survives_a_kill),
