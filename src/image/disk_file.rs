@@ -4,6 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
@@ -35,8 +37,12 @@ pub enum DiskError {
     },
 }
 
+/// How long a lock is waited for. A run that was killed, or that used `io_uring`, is gone before the kernel has closed its
+/// disks: it waits for what is under way, then for grace periods, and no process waits for either.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// Opens the file or block device `path`, and locks it for as long as it is open: against every other user, or only
-/// against those that write where it is `read_only`.
+/// against those that write where it is `read_only`. A run that has just ended is given a second to let go of it.
 ///
 /// # Errors
 /// It is missing, no disk, or locked already.
@@ -56,10 +62,20 @@ pub fn open_disk(path: &Path, read_only: bool) -> Result<File, DiskError> {
         return Err(DiskError::WrongKind { path: path.to_owned() });
     }
     fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
-    match if read_only { file.try_lock_shared() } else { file.try_lock() } {
+    match lock(&file, read_only) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn lock(file: &File, shared: bool) -> Result<(), TryLockError> {
+    let first = Instant::now();
+    loop {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            Err(TryLockError::WouldBlock) if first.elapsed() < RELEASE => thread::sleep(Duration::from_millis(2)),
+            done => return done,
+        }
     }
 }
 
@@ -84,6 +100,20 @@ mod tests {
             }
             assert!(matches!(open_disk(&dir.path().join("missing"), read_only), Err(DiskError::Open { .. })));
         }
+    }
+
+    #[test]
+    fn who_has_just_ended_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        fs::write(&path, [0; 512]).unwrap();
+        let first = open_disk(&path, false).unwrap();
+        let ending = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        assert!(open_disk(&path, false).is_ok());
+        ending.join().unwrap();
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! nothing to do. A file that is registered with an `io_uring` is closed by a thread of the kernel's once the ring is
 //! gone, and no process waits for that.
 //!
-//! What somebody may rely on when amphi has ended does not hang on it: guest memory, disks and their locks, networks and
-//! sockets are let go before. What is left is the kernel's own memory for the VM.
+//! What somebody may rely on when amphi has ended does not hang on it: guest memory, disks, networks and sockets are let go
+//! before. What is left is the kernel's own memory for the VM.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
