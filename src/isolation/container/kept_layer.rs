@@ -10,9 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use amphi_guest_init::tree::{
-    Decoder, Encoder, FileError, Item, PackError, PackOptions, Sink, TreeError, Unpacker, pack,
+    Decoder, Encoder, FileError, Item, PackError, PackOptions, Place, Sink, TreeError, Unpacker, pack,
 };
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, statat};
+use rustix::fs::{AtFlags, Mode, OFlags, statat};
 use rustix::io::Errno;
 
 use super::Root;
@@ -21,8 +21,6 @@ use super::kept::KeptFolder;
 use super::layers::{self, Upper};
 use crate::image::Rootfs;
 use crate::spec::WritableLayer;
-
-const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// The writable layer of an instance that ran, or is to run, as a container. Nobody else may use it meanwhile, but for
 /// [`changes`](Self::changes) of a container that runs.
@@ -62,11 +60,9 @@ impl KeptLayer {
     /// There is nothing, or it cannot be read; amphi is not root, who alone may put image and layer together; or `visit` fails.
     pub fn pack(&self, rootfs: &Rootfs, path: &Path, contents: bool, visit: Visit<'_>) -> Result<(), ContainerError> {
         let root = self.root(rootfs)?;
-        let (parent, name) = split(path.as_os_str().as_bytes());
-        let failed = |errno: Errno| files(format!("cannot read {}", path.display()), errno.into());
-        let directory = directory_in(&root, parent).map_err(failed)?;
-        statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-        send(&directory, name, PackOptions { contents, ..PackOptions::default() }, visit)
+        let place = Place::of_existing(root.as_fd(), path.as_os_str().as_bytes())
+            .map_err(|errno| files(format!("cannot read {}", path.display()), errno.into()))?;
+        send(&place.directory, place.name, PackOptions { contents, ..PackOptions::default() }, visit)
     }
 
     /// Puts the tree that `write` writes into the root, `rootfs` with this layer above it. Where `path` leads to a directory, the tree's top
@@ -87,9 +83,9 @@ impl KeptLayer {
         write: impl FnOnce(&mut Encoder<TreeReceiver<'_>>) -> io::Result<()>,
     ) -> Result<(), ContainerError> {
         let root = self.root(rootfs)?;
-        let (directory, name) = place(&root, path.as_os_str().as_bytes(), name)
+        let place = Place::of_new(root.as_fd(), path.as_os_str().as_bytes(), name)
             .map_err(|errno| files(format!("cannot write {}", path.display()), errno.into()))?;
-        let mut unpacker = Unpacker::new(directory, name, true);
+        let mut unpacker = Unpacker::new(place.directory, place.name, true);
         let mut failure = None;
         let mut visit = |item: Item<'_>| {
             unpacker.apply(&item).map_err(|error| {
@@ -186,32 +182,5 @@ fn send(directory: &OwnedFd, name: &[u8], options: PackOptions, visit: Visit<'_>
         Ok(()) => encoder.end().map(drop).map_err(failed),
         Err(PackError::Sink(source)) => Err(failed(source)),
         Err(PackError::File(error)) => Err(of_file(&error)),
-    }
-}
-
-/// Opens a directory in the root, whatever links lead to it.
-fn directory_in(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { b"/" } else { path };
-    openat2(root, path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT)
-}
-
-/// The path of a file's directory, and the file's name there; the name is `.` where the path leads to a directory in any case.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&b""[..], path),
-    };
-    if matches!(name, b"" | b"." | b"..") { (path, b".") } else { (parent, name) }
-}
-
-/// Where the top of a tree goes: a directory, and the name in it.
-fn place<'a>(root: &OwnedFd, path: &'a [u8], name: &'a [u8]) -> Result<(OwnedFd, &'a [u8]), Errno> {
-    match directory_in(root, path) {
-        Ok(directory) => Ok((directory, if name.is_empty() { b"." } else { name })),
-        Err(Errno::NOENT | Errno::NOTDIR) => match split(path) {
-            (_, b".") => Err(Errno::NOTDIR),
-            (parent, name) => Ok((directory_in(root, parent)?, name)),
-        },
-        Err(errno) => Err(errno),
     }
 }

@@ -5,11 +5,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use amphi_guest_init::tree::{Decoder, Encoder, FileError, Item, PackError, PackOptions, Sink, Unpacker, pack};
+use amphi_guest_init::tree::{Decoder, Encoder, FileError, Item, PackError, PackOptions, Place, Sink, Unpacker, pack};
 use amphi_guest_init::{FromGuest, INLINE_ROOT, InitSpec, OVER_DIR, Service};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit};
@@ -45,8 +45,8 @@ pub(super) fn run(
         Service::Pack { path, contents } => {
             let mounted = root::mount_root(spec)?;
             control.send(&FromGuest::Ready);
-            let (directory, name) = find(path)?;
-            let packed = send(&directory, name, *contents, ports.stdout);
+            let place = find(path)?;
+            let packed = send(&place.directory, place.name, *contents, ports.stdout);
             mounted.finish();
             packed?;
         }
@@ -94,45 +94,23 @@ fn of_file(error: FileError) -> Failure {
     }
 }
 
-/// Opens a directory in the root, whatever links lead to it.
-fn directory_in_root(path: &[u8]) -> Result<OwnedFd, Errno> {
-    let root = root::open_directory(INLINE_ROOT)?;
-    let path = if path.is_empty() { b"/" } else { path };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+/// The image's root.
+fn open_root() -> Result<OwnedFd, Failure> {
+    root::open_directory(INLINE_ROOT).context(|| "cannot open the root".into())
 }
 
-/// The path of a file's directory, and the file's name there; the name is `.` where the path leads to a directory in any case.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&b""[..], path),
-    };
-    if matches!(name, b"" | b"." | b"..") { (path, b".") } else { (parent, name) }
-}
-
-/// What is in the root at `path`: a directory, and a name in it.
-fn find(path: &[u8]) -> Result<(OwnedFd, &[u8]), Failure> {
-    let (parent, name) = split(path);
+/// What is in the root at `path`.
+fn find(path: &[u8]) -> Result<Place<'_>, Failure> {
     let what = || format!("cannot read {}", String::from_utf8_lossy(path));
-    let directory = directory_in_root(parent).context(what)?;
-    rustix::fs::statat(&directory, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).context(what)?;
-    Ok((directory, name))
+    Place::of_existing(open_root()?.as_fd(), path).context(what)
 }
 
 /// Receives a tree, and makes it where it belongs.
 fn receive(path: &[u8], name: &[u8], ports: Ports) -> Result<(), Failure> {
     let what = || format!("cannot write {}", String::from_utf8_lossy(path));
-    let (directory, name) = match directory_in_root(path) {
-        Ok(directory) => (directory, if name.is_empty() { b"." } else { name }),
-        Err(Errno::NOENT | Errno::NOTDIR) => match split(path) {
-            (_, b".") => return Err(Errno::NOTDIR).context(what),
-            (parent, name) => (directory_in_root(parent).context(what)?, name),
-        },
-        Err(errno) => return Err(errno).context(what),
-    };
+    let place = Place::of_new(open_root()?.as_fd(), path, name).context(what)?;
     let Some(port) = ports.stdin else { return Err(Failure("the host sends nothing".into())) };
-    let mut unpacker = Unpacker::new(directory, name, true);
+    let mut unpacker = Unpacker::new(place.directory, place.name, true);
     let mut decoder = Decoder::new();
     let mut buffer: Box<[u8]> = vec![0; BUFFER].into();
     loop {

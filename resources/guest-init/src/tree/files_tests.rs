@@ -11,10 +11,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::*;
 
 /// A directory that goes with the test.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("amphi-tree-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
@@ -31,7 +31,7 @@ fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
 
-fn open(path: &Path) -> rustix::fd::OwnedFd {
+pub(super) fn open(path: &Path) -> rustix::fd::OwnedFd {
     rustix::fs::openat(CWD, bytes(path), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
 }
 

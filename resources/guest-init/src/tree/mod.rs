@@ -20,18 +20,21 @@
 //! ascend and do not overlap; where there is none, the file reads as zeroes.
 //!
 //! [`Encoder`] writes a stream, and [`Decoder`] reads one, which it takes for hostile; [`pack`] makes a stream of a directory,
-//! and [`Unpacker`] makes a directory of a stream. The former two only compute, the latter two make system calls.
+//! and [`Unpacker`] makes a directory of a stream. A [`Place`] is what they read, or write. The former two only compute, the others make
+//! system calls.
 
 mod decoder;
 mod encoder;
 mod entry;
 mod pack;
+mod place;
 mod unpack;
 
 pub use decoder::{Decoder, Item, TreeError};
 pub use encoder::{Encoder, Sink};
 pub use entry::{Attributes, AttributesBuffer, Entry, Kind};
 pub use pack::{FileError, PackError, PackOptions, pack};
+pub use place::Place;
 pub use unpack::Unpacker;
 
 /// The version of the form, a stream's first byte. Host and guest come from one build, so only equality counts.
