@@ -11,7 +11,7 @@ use amphi_guest_init::tree::{Item, Kind};
 
 use super::InstanceError;
 use crate::image::{EntryKind, LayerEntry};
-use crate::isolation::{IsolationError, IsolationKind, container, vm};
+use crate::isolation::{IsolationKind, KeptLayer};
 use crate::spec::RunSpec;
 
 /// How many pieces may wait for their reader. Contents come in pieces of at most 512 KiB.
@@ -57,13 +57,7 @@ pub(super) fn of<T>(
     read: impl FnOnce(&mut Entries) -> Result<T, InstanceError>,
 ) -> Result<T, InstanceError> {
     let tell = |visit: &mut dyn FnMut(Item<'_>) -> io::Result<()>| {
-        let told = match kind {
-            IsolationKind::Container => {
-                container::KeptLayer::new(&spec.writable).changes(visit).map_err(IsolationError::from)
-            }
-            IsolationKind::Vm => vm_layer(spec).changes(visit).map_err(IsolationError::from),
-        };
-        told.map_err(|error| InstanceError::Isolation(Box::new(error)))
+        KeptLayer::new(kind, spec).changes(visit).map_err(|error| InstanceError::Isolation(Box::new(error)))
     };
     stream(tell, read)
 }
@@ -92,15 +86,6 @@ pub(super) fn stream<T>(
             (_, result) => result,
         }
     })
-}
-
-/// The layer of a microVM.
-pub(super) fn vm_layer(spec: &RunSpec) -> vm::KeptLayer {
-    let layer = vm::KeptLayer::new(spec.writable.folder.clone().unwrap_or_default());
-    match &spec.vm.kernel {
-        Some(kernel) => layer.kernel(kernel),
-        None => layer,
-    }
 }
 
 fn piece(item: &Item<'_>) -> Piece {

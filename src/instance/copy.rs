@@ -12,10 +12,10 @@ use amphi_guest_init::tree::{
     AttributesBuffer, Encoder, Entry as TreeEntry, Item, Kind, PackError, PackOptions, Sink, Unpacker, pack,
 };
 
-use super::changes::{self, Entry, vm_layer};
+use super::changes::{self, Entry};
 use super::{Instance, InstanceError};
 use crate::image::{EntryKind, LayerArchive, LayerEntry, View, ViewNode, view_of_archive};
-use crate::isolation::{IsolationError, IsolationKind, container};
+use crate::isolation::{KeptLayer, TreeSource};
 
 /// How much of a file is handed on at once.
 const BUFFER: usize = 128 << 10;
@@ -55,15 +55,7 @@ impl Instance {
         let _instance = self.take("copied to")?;
         let rootfs = self.open_image()?;
         let source = Source::open(source)?;
-        let record = &self.record;
-        let done = match record.isolation {
-            IsolationKind::Container => container::KeptLayer::new(&record.spec.writable)
-                .unpack(&rootfs, path, name, |encoder| source.write(encoder))
-                .map_err(IsolationError::from),
-            IsolationKind::Vm => vm_layer(&self.record.spec)
-                .unpack(&rootfs, path, name, |encoder| source.write(encoder))
-                .map_err(IsolationError::from),
-        };
+        let done = self.layer().unpack(&rootfs, path, name, &source);
         done.map_err(|error| InstanceError::Isolation(Box::new(error)))
     }
 
@@ -135,16 +127,12 @@ impl Instance {
     ) -> Result<(), InstanceError> {
         let _instance = self.take("copied from")?;
         let rootfs = self.open_image()?;
-        let record = &self.record;
-        let done = match record.isolation {
-            IsolationKind::Container => container::KeptLayer::new(&record.spec.writable)
-                .pack(&rootfs, path, contents, visit)
-                .map_err(IsolationError::from),
-            IsolationKind::Vm => {
-                vm_layer(&self.record.spec).pack(&rootfs, path, contents, visit).map_err(IsolationError::from)
-            }
-        };
+        let done = self.layer().pack(&rootfs, path, contents, visit);
         done.map_err(|error| InstanceError::Isolation(Box::new(error)))
+    }
+
+    fn layer(&self) -> KeptLayer {
+        KeptLayer::new(self.record.isolation, &self.record.spec)
     }
 }
 
@@ -165,7 +153,9 @@ impl<'a> Source<'a> {
             CopySource::Tar(file) => Self::Tar(view_of_archive(file).map_err(InstanceError::Tar)?),
         })
     }
+}
 
+impl TreeSource for Source<'_> {
     fn write<S: Sink<Error = io::Error>>(&self, encoder: &mut Encoder<S>) -> io::Result<()> {
         match self {
             Self::Host { directory, name, options } => match pack(directory.as_fd(), name, *options, encoder) {

@@ -5,6 +5,7 @@
 
 pub mod container;
 mod exit;
+mod kept_layer;
 mod stdio;
 mod timeline;
 pub mod vm;
@@ -16,6 +17,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use exit::{ExitStatus, Signal};
+pub use kept_layer::{KeptLayer, TreeSource};
 pub use stdio::Stdio;
 pub use timeline::{Instant, Timeline};
 
