@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(steps, expected.map(|(by, empty)| (Some(by.to_owned()), empty)));
         // Without a name nothing keeps it.
         drop(_hold);
-        store.collect(false, false).unwrap();
+        store.prune().unwrap();
         assert!(store.image(&second.descriptor).is_err() && store.image(&first.descriptor).is_ok());
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &PruneArgs) -> Result<(), ImageCommandError> {
         store.garbage(&ids)?
     } else {
         ended.into_iter().try_for_each(|one| one.remove(&instances, false))?;
-        store.collect(false, false)?.unwrap_or_default()
+        store.prune()?
     };
     removed.extend(garbage.into_iter().map(|piece| (piece.path.display().to_string(), piece.size)));
     let (verb, sum) = if args.dry_run { ("would remove", "would free") } else { ("removed", "freed") };

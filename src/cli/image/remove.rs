@@ -46,7 +46,7 @@ pub(crate) fn run(args: &RmiArgs) -> Result<(), ImageCommandError> {
             print(&format!("removed the name {}\n", name.familiar()))?;
         }
     }
-    match store.collect(true, true)? {
+    match store.collect()? {
         Some(removed) => {
             let bytes = removed.iter().map(|garbage| garbage.size).sum();
             Ok(print(&format!("freed {}\n", size(bytes)))?)

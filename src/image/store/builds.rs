@@ -101,11 +101,11 @@ mod tests {
         store.set_built(key, &made, &[]).unwrap();
         store.set_built(nothing, &none, &[layer.diff_id]).unwrap();
         fs::write(folder.path().join("builds/broken"), b"{").unwrap();
-        store.collect(true, true).unwrap();
+        store.collect().unwrap();
         assert_eq!(store.built(key), Some(made.clone()));
         assert_eq!(store.built(nothing), Some(none));
         assert!(!folder.path().join("builds/broken").exists());
-        store.collect(false, false).unwrap();
+        store.prune().unwrap();
         assert_eq!((store.built(key), store.built(nothing)), (None, None));
         assert!(!store.has(&layer.descriptor));
         assert_eq!(fs::read_dir(folder.path().join("builds")).unwrap().count(), 0);

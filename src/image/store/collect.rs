@@ -47,24 +47,33 @@ impl Store {
         self.find_garbage(gone, false)
     }
 
-    /// Removes what neither a name nor an instance leads to, and returns what that was. What instances have open stays theirs. Waits until nobody
-    /// adds anything; with `now`, does nothing instead (`None`). With `keep_builds`, what steps of builds have made stays, so that it need not be
-    /// made again.
+    /// Removes what neither a name, an instance nor a step of a build leads to, and returns what that was; nothing where somebody adds
+    /// to the store just then (`None`). What instances have open stays theirs.
     ///
     /// # Errors
     /// The store cannot be read, or something not be removed.
-    pub fn collect(&self, now: bool, keep_builds: bool) -> Result<Option<Vec<Garbage>>, StoreError> {
+    pub fn collect(&self) -> Result<Option<Vec<Garbage>>, StoreError> {
         let lock = self.lock_file("lock")?;
-        let path = self.root.join("lock");
-        if now {
-            match lock.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(StoreError::of("lock", &path)(error)),
-            }
-        } else {
-            lock.lock().map_err(StoreError::of("lock", &path))?;
+        match lock.try_lock() {
+            Ok(()) => self.remove_garbage(true).map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(StoreError::of("lock", &self.root.join("lock"))(error)),
         }
+    }
+
+    /// Removes what neither a name nor an instance leads to, what steps of builds have made with it, and returns what that was. Waits
+    /// until nobody adds anything. What instances have open stays theirs.
+    ///
+    /// # Errors
+    /// The store cannot be read, or something not be removed.
+    pub fn prune(&self) -> Result<Vec<Garbage>, StoreError> {
+        let lock = self.lock_file("lock")?;
+        lock.lock().map_err(StoreError::of("lock", &self.root.join("lock")))?;
+        self.remove_garbage(false)
+    }
+
+    /// With the store's lock held.
+    fn remove_garbage(&self, keep_builds: bool) -> Result<Vec<Garbage>, StoreError> {
         let mut removed = Vec::new();
         for garbage in self.find_garbage(&[], keep_builds)? {
             if garbage.kind == Kind::Tree || garbage.kind == Kind::Incoming {
@@ -79,7 +88,7 @@ impl Store {
             }
             removed.push(garbage);
         }
-        Ok(Some(removed))
+        Ok(removed)
     }
 
     fn remove(&self, garbage: &Garbage) -> Result<(), StoreError> {

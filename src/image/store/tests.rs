@@ -62,10 +62,10 @@ fn names_move_and_what_has_none_is_collected() {
     assert_eq!(store.names().unwrap().len(), 2);
     let _left = store.lock_file("incoming/left by a crash").unwrap();
     assert_eq!(store.garbage(&[]).unwrap().len(), 3);
-    assert_eq!(store.collect(true, true).unwrap().unwrap().len(), 3);
+    assert_eq!(store.collect().unwrap().unwrap().len(), 3);
     assert!(!store.has(&first) && store.has(&second));
     assert!(store.remove_name(&name("a")).unwrap() && !store.remove_name(&name("a")).unwrap());
-    assert_eq!(store.collect(true, true).unwrap().unwrap(), []);
+    assert_eq!(store.collect().unwrap().unwrap(), []);
     assert!(store.image(&second).is_ok());
 }
 
@@ -74,9 +74,9 @@ fn nothing_is_collected_while_somebody_adds() {
     let (_folder, store) = store();
     let hold = store.hold().unwrap();
     let added = image(&store, "1");
-    assert_eq!(store.collect(true, true).unwrap(), None);
+    assert_eq!(store.collect().unwrap(), None);
     drop(hold);
-    assert_eq!(store.collect(true, true).unwrap().unwrap().len(), 2);
+    assert_eq!(store.collect().unwrap().unwrap().len(), 2);
     assert!(!store.has(&added));
 }
 
