@@ -11,6 +11,7 @@ pub(crate) fn cases() -> Vec<Case> {
     [
         both("environment", environment),
         both("working_directory", working_directory),
+        both("the_last_of_an_option_counts", the_last_of_an_option_counts),
         both("user_by_name", user_by_name),
         both("user_by_number", user_by_number),
         both("unknown_user", unknown_user),
@@ -42,6 +43,11 @@ fn environment(isolation: Isolation) {
 fn working_directory(isolation: Isolation) {
     Amphi::run(isolation, ["pwd"]).with(["-w", "/home/alice"]).finish().expect_text("/home/alice");
     Amphi::run(isolation, ["pwd"]).with(["-w", "/made/for/it"]).finish().expect_text("/made/for/it");
+}
+
+fn the_last_of_an_option_counts(isolation: Isolation) {
+    let options = ["-w", "/home/alice", "-e", "A=1", "--rm", "--rm", "-w", "/", "-e", "B=2"];
+    Amphi::sh(isolation, r#"pwd; echo "$A$B""#).with(options).finish().expect_text("/\n12");
 }
 
 fn user_by_name(isolation: Isolation) {

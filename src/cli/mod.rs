@@ -25,6 +25,8 @@ use crate::error::CliError;
 /// Run one image as a microVM on KVM or as a Linux container, and measure both side by side.
 #[derive(Debug, Parser)]
 #[command(name = "amphi", version, max_term_width = 100, arg_required_else_help = true, subcommand_required = true)]
+// An option that can be given once counts as it is given last, so that one can be added behind an alias.
+#[command(args_override_self = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
