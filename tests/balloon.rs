@@ -11,18 +11,25 @@ use amphi::isolation::vm::{VmIsolation, VmSandbox};
 use amphi::spec::{Balloon, VmDevices};
 use amphi::{ExitStatus, Image, RunSpec, Sandbox};
 
-use crate::harness::installed;
+use crate::harness::installed::{self, Kernel, WithKernel};
 use crate::harness::world::seconds;
 use crate::harness::{Amphi, Case, Isolation, rootfs, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
-        vm("balloon_gives_memory_back_and_returns_it", balloon_gives_memory_back_and_returns_it),
-        vm("balloon_reports_free_memory", balloon_reports_free_memory),
-        vm("balloon_on_a_stock_kernel", balloon_on_a_stock_kernel),
-        vm("balloon_yields_before_a_process_dies", balloon_yields_before_a_process_dies),
+    let mut cases = vec![
+        vm("balloon_with_kernel_6_1", balloon_with_kernel_6_1),
         vm("balloon_settings_that_are_none", settings_that_are_none),
-    ]
+    ];
+    let with_each_kernel: [(&str, WithKernel); 3] = [
+        ("balloon_gives_memory_back_and_returns_it", gives_memory_back_and_returns_it),
+        ("balloon_reports_free_memory", reports_free_memory),
+        ("balloon_yields_before_a_process_dies", yields_before_a_process_dies),
+    ];
+    for (name, case) in with_each_kernel {
+        cases.push(vm(name, move || case(&installed::own())));
+        cases.push(vm(&format!("{name}_on_a_stock_kernel"), move || case(&installed::stock("6.12."))));
+    }
+    cases
 }
 
 const MIB: u64 = 1 << 20;
@@ -49,13 +56,14 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn balloon_gives_memory_back_and_returns_it() {
+fn gives_memory_back_and_returns_it(kernel: &Kernel) {
     let image = Image::open(&format!("dir:{}", rootfs::busybox().display())).unwrap();
     let fill = "dd if=/dev/zero of=/dev/shm/x bs=1M count=80 2>/dev/null && rm /dev/shm/x && echo";
     let script = format!("{fill} filled; read line; {fill} again; read line; exit 7");
     let spec = RunSpec::builder(&image)
         .args(["/bin/sh", "-c", &script])
         .memory_mib(UNUSUAL_MIB)
+        .kernel(&kernel.name)
         .stdin(true)
         .devices(VmDevices { balloon: Some(Balloon::new()), ..VmDevices::default() })
         .build()
@@ -102,9 +110,9 @@ fn status(pid: u32, field: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-fn balloon_reports_free_memory() {
+fn reports_free_memory(kernel: &Kernel) {
     let script = "dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null; echo done; sleep 1000";
-    let options = ["--balloon", "0,reporting", "--memory", "256M"];
+    let options = ["--kernel", &kernel.name, "--balloon", "0,reporting", "--memory", "256M"];
     let mut started = Amphi::sh(Isolation::Vm, script).with(options).start();
     started.wait_for_output("done");
     let pid = started.id();
@@ -114,22 +122,22 @@ fn balloon_reports_free_memory() {
 }
 
 /// What `script` writes in a guest with 200 MiB once less than `free` KiB of them are free.
-fn inflated(options: &[&str], free: u32, script: &str) -> String {
+fn inflated(kernel: &Kernel, balloon: &str, free: u32, script: &str) -> String {
     let now = "$(sed -n 's/MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)";
     let wait = format!("until [ {now} -lt {free} ]; do sleep 0.1; done");
-    let amphi = Amphi::sh(Isolation::Vm, &format!("{wait}; {script}")).with(options).with(["--memory", "200M"]);
+    let options = ["--kernel", &kernel.name, "--balloon", balloon, "--memory", "200M"];
+    let amphi = Amphi::sh(Isolation::Vm, &format!("{wait}; {script}")).with(options);
     amphi.finish().expect(0).text()
 }
 
-fn balloon_on_a_stock_kernel() {
-    let kernel = installed::stock("6.1.").name;
-    assert_eq!(inflated(&["--kernel", &kernel, "--balloon", "64M"], 110_000, "echo less"), "less");
+fn balloon_with_kernel_6_1() {
+    assert_eq!(inflated(&installed::stock("6.1."), "64M", 110_000, "echo less"), "less");
 }
 
-fn balloon_yields_before_a_process_dies() {
+fn yields_before_a_process_dies(kernel: &Kernel) {
     let take = "dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null && echo enough; true";
-    assert_eq!(inflated(&["--balloon", "100M"], 90_000, take), "enough");
-    assert_eq!(inflated(&["--balloon", "100M,no-deflate-on-oom"], 90_000, take), "");
+    assert_eq!(inflated(kernel, "100M", 90_000, take), "enough");
+    assert_eq!(inflated(kernel, "100M,no-deflate-on-oom", 90_000, take), "");
 }
 
 fn settings_that_are_none() {

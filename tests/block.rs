@@ -9,13 +9,10 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::harness::initramfs::{self, DO};
-use crate::harness::installed::{self, Kernel};
+use crate::harness::installed::{self, Kernel, WithKernel};
 use crate::harness::{Amphi, Case, Isolation, container, rootfs, vm};
 
 const ENGINES: [&str; 2] = ["sync", "io_uring"];
-
-/// A case that is for several kernels.
-type WithKernel = fn(&Kernel);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![

@@ -13,15 +13,17 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::harness::installed;
+use crate::harness::installed::{self, Kernel};
 use crate::harness::world::seconds;
 use crate::harness::{Amphi, Case, Isolation, initramfs, rootfs, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        vm("vsock_echo_of_the_guest", vsock_echo_of_the_guest),
-        vm("vsock_echo_of_the_host", vsock_echo_of_the_host),
-        vm("vsock_on_a_stock_kernel", vsock_on_a_stock_kernel),
+        vm("vsock_echo_of_the_guest", || echo_of_the_guest(&installed::own(), BYTES)),
+        vm("vsock_echo_of_the_guest_with_kernel_6_1", || echo_of_the_guest(&installed::stock("6.1."), 1 << 20)),
+        vm("vsock_echo_of_the_guest_with_kernel_6_12", || echo_of_the_guest(&installed::stock("6.12."), BYTES)),
+        vm("vsock_echo_of_the_host", || echo_of_the_host(&installed::own())),
+        vm("vsock_echo_of_the_host_with_kernel_6_12", || echo_of_the_host(&installed::stock("6.12."))),
         vm("vsock_half_close", vsock_half_close),
         vm("vsock_where_nobody_listens", vsock_where_nobody_listens),
         vm("vsock_many_connections_leave_nothing", many_connections_leave_nothing),
@@ -116,9 +118,9 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|at| ((at ^ seed).wrapping_mul(0x9e37_79b1) >> 13).to_le_bytes()[0]).collect()
 }
 
-fn echo_of_the_guest(kernel: &[&str], bytes: usize) {
+fn echo_of_the_guest(kernel: &Kernel, bytes: usize) {
     let world = World::new();
-    let mut started = world.sh(&format!("vsock echo 5000 {CONNECTIONS}")).with(kernel).start();
+    let mut started = world.sh(&format!("vsock echo 5000 {CONNECTIONS}")).with(["--kernel", &kernel.name]).start();
     started.wait_for_output("listening");
     thread::scope(|scope| {
         for n in 0..CONNECTIONS {
@@ -129,15 +131,7 @@ fn echo_of_the_guest(kernel: &[&str], bytes: usize) {
     started.finish().expect(0);
 }
 
-fn vsock_echo_of_the_guest() {
-    echo_of_the_guest(&[], BYTES);
-}
-
-fn vsock_on_a_stock_kernel() {
-    echo_of_the_guest(&["--kernel", &installed::stock("6.1.").name], 1 << 20);
-}
-
-fn vsock_echo_of_the_host() {
+fn echo_of_the_host(kernel: &Kernel) {
     let world = World::new();
     let service = world.service(5001);
     let host = thread::spawn(move || {
@@ -158,7 +152,8 @@ fn vsock_echo_of_the_host() {
         echoes.collect::<Vec<_>>().into_iter().map(|echo| echo.join().unwrap()).sum::<usize>()
     });
     let each = format!("vsock send 5001 {BYTES} || echo failed");
-    world.sh(&format!("for n in $(seq {CONNECTIONS}); do ({each}) & done; wait")).finish().expect_text("");
+    let script = format!("for n in $(seq {CONNECTIONS}); do ({each}) & done; wait");
+    world.sh(&script).with(["--kernel", &kernel.name]).finish().expect_text("");
     assert!(host.join().unwrap() >= CONNECTIONS);
 }
 

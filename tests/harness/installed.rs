@@ -32,6 +32,9 @@ pub(crate) struct Kernel {
     pub(crate) own: bool,
 }
 
+/// A case that is for several kernels.
+pub(crate) type WithKernel = fn(&Kernel);
+
 /// All of them.
 pub(crate) fn kernels() -> Vec<Kernel> {
     let list = Amphi::new(["kernel", "list", "--format", "json"]).finish().expect(0);

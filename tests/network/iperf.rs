@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{tap, user};
+use crate::harness::installed::{self, Kernel};
 use crate::harness::{Amphi, Case, Isolation, netns, rootfs, vm};
 
 /// How much each run transfers.
@@ -17,19 +18,12 @@ const AMOUNT: &str = "32M";
 const PORT: u16 = 5201;
 
 pub(crate) fn cases() -> Vec<Case> {
+    let stock = || installed::stock("6.12.");
     vec![
-        vm("iperf_over_tap", || {
-            netns::run(|| {
-                tap::make();
-                both_ways(tap::HOST, tap::NETWORK);
-            });
-        }),
-        vm("iperf_over_passt", || {
-            netns::run(|| {
-                user::make_host();
-                both_ways(user::HOST, "user");
-            });
-        }),
+        vm("iperf_over_tap", || netns::run(|| over_tap(&installed::own()))),
+        vm("iperf_over_tap_on_a_stock_kernel", move || netns::run(|| over_tap(&stock()))),
+        vm("iperf_over_passt", || netns::run(|| over_passt(&installed::own()))),
+        vm("iperf_over_passt_on_a_stock_kernel", move || netns::run(|| over_passt(&stock()))),
         vm("iperf_into_a_published_port", || netns::run(into_a_published_port)),
     ]
 }
@@ -79,13 +73,23 @@ impl Drop for Server {
     }
 }
 
+fn over_tap(kernel: &Kernel) {
+    tap::make();
+    both_ways(kernel, tap::HOST, tap::NETWORK);
+}
+
+fn over_passt(kernel: &Kernel) {
+    user::make_host();
+    both_ways(kernel, user::HOST, "user");
+}
+
 /// Guest to host, host to guest, and both at once.
-fn both_ways(host: Ipv4Addr, network: &str) {
+fn both_ways(kernel: &Kernel, host: Ipv4Addr, network: &str) {
     let root = root();
     let _server = Server::start(host);
     let client = format!("/usr/bin/iperf3 -J -c {host} -p {PORT} -n {AMOUNT}");
     let command = format!("{client} && {client} -R && {client} --bidir");
-    let finished = run(root.path(), &command, network).finish().expect(0);
+    let finished = run(root.path(), &command, network).with(["--kernel", &kernel.name]).finish().expect(0);
     let reports: Result<Vec<Value>, _> = serde_json::Deserializer::from_slice(&finished.stdout).into_iter().collect();
     let reports = reports.unwrap_or_else(|error| panic!("{error} {finished}"));
     assert_eq!(reports.len(), 3, "{finished}");
