@@ -28,6 +28,7 @@ mod parity;
 mod pause;
 mod pmem;
 mod process;
+mod reset;
 mod streams;
 mod stress;
 mod volumes;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         network::cases(),
         parity::cases(),
         pause::cases(),
+        reset::cases(),
         volumes::cases(),
         vsock::cases(),
         watchdog::cases(),

@@ -71,6 +71,14 @@ impl GenerationId {
         self.interrupt.trigger()
     }
 
+    /// Puts the present identifier back into memory that was cleared: a machine that is reset is still the same one.
+    ///
+    /// # Errors
+    /// There is no memory at the address.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.write()
+    }
+
     /// The present identifier.
     #[must_use]
     pub fn generation(&self) -> Generation {
@@ -104,6 +112,10 @@ mod tests {
             device.renew().unwrap();
             assert_eq!(interrupt.read().unwrap(), 1);
         }
+        memory.write_obj([0_u8; 16], at).unwrap();
+        device.reset().unwrap();
+        assert_eq!(Generation(memory.read_obj(at).unwrap()), device.generation());
+        assert!(interrupt.read().is_err(), "nothing has changed");
         let nowhere = GuestAddress(0x1ff8);
         assert!(GenerationId::new(memory, nowhere, Box::new(interrupt)).is_err());
     }

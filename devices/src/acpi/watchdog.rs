@@ -82,6 +82,20 @@ impl Watchdog {
         self.timer.set(PERIOD * self.length)
     }
 
+    /// Forgets what the guest has set, and [starts](Self::start) anew; paused, it counts when it is resumed.
+    ///
+    /// # Errors
+    /// The timer cannot be set.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.length = self.longest;
+        let paused = self.paused.take().is_some();
+        self.start()?;
+        if paused {
+            self.pause();
+        }
+        Ok(())
+    }
+
     /// Does not count until it is [resumed](Self::resume).
     pub fn pause(&mut self) {
         self.paused = Some(self.left());
@@ -308,6 +322,23 @@ mod tests {
         pass(&mut watchdog, &clock, 1990);
         assert_eq!(listener.0.load(Ordering::Relaxed), 0);
         pass(&mut watchdog, &clock, 20);
+        assert_eq!(listener.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_reset_one_counts_as_at_first() {
+        let (mut watchdog, clock, listener) = watchdog();
+        watchdog.write(COUNTDOWN, &u32::to_le_bytes(7));
+        watchdog.write(CONTROL, &[0; 4]);
+        watchdog.reset().unwrap();
+        assert_eq!(watchdog.state(), WatchdogState { running: true, length: 50, left: PERIOD * 50 });
+        watchdog.pause();
+        watchdog.reset().unwrap();
+        pass(&mut watchdog, &clock, 60_000);
+        assert_eq!((watchdog.state().left, listener.0.load(Ordering::Relaxed)), (PERIOD * 50, 0), "it is paused");
+        watchdog.resume();
+        watchdog.wake();
+        pass(&mut watchdog, &clock, 5001);
         assert_eq!(listener.0.load(Ordering::Relaxed), 1);
     }
 

@@ -21,17 +21,25 @@ pub const COM1_IRQ: u32 = 4;
 /// The length in bytes of the device's range.
 pub const SERIAL_SIZE: u64 = 8;
 
-/// The interrupt enable register, and its bit for received data.
+/// The data register, or the low byte of the divisor; and what that is at first.
+const DATA: u8 = 0;
+const DIVISOR_OF_9600: u8 = 12;
+/// The interrupt enable register, or the high byte of the divisor, and its bit for received data.
 const INTERRUPT_ENABLE: u8 = 1;
 const RECEIVED_DATA: u8 = 1;
-/// The line control register, and its bit that puts the divisor latch in the place of the interrupt enable register.
+/// The interrupt identification register.
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+/// The line control register, what is in it at first, and its bit that puts the divisor latch in the place of other registers.
 const LINE_CONTROL: u8 = 3;
+const EIGHT_BITS: u8 = 0b11;
 const DIVISOR_LATCH: u8 = 1 << 7;
 /// The modem control register; its bit that lets interrupts out to the PC's controller, and the one that feeds the
 /// output back to the input.
 const MODEM_CONTROL: u8 = 4;
 const OUT2: u8 = 1 << 3;
 const LOOPBACK: u8 = 1 << 4;
+/// The register without a meaning.
+const SCRATCH: u8 = 7;
 /// The size of the receive FIFO.
 const FIFO: usize = 64;
 /// The data of the input's events.
@@ -120,6 +128,32 @@ impl Serial {
             data_interrupt: false,
             interrupts_out: false,
         })
+    }
+
+    /// Puts the registers back to what they were at first, and forgets the input that the guest has not taken. Where input comes from
+    /// and output goes stays as it is.
+    pub fn reset(&mut self) {
+        // First what hides other registers: loopback, the divisor latch.
+        let values = [
+            (MODEM_CONTROL, OUT2),
+            (LINE_CONTROL, DIVISOR_LATCH | EIGHT_BITS),
+            (DATA, DIVISOR_OF_9600),
+            (INTERRUPT_ENABLE, 0),
+            (LINE_CONTROL, EIGHT_BITS),
+            (INTERRUPT_ENABLE, 0),
+            (SCRATCH, 0),
+        ];
+        for (register, value) in values {
+            if let Err(error) = self.uart.write(register, value) {
+                log::debug!("serial port: {error}");
+            }
+        }
+        (self.loopback, self.divisor_latch, self.data_interrupt, self.interrupts_out) = (false, false, false, false);
+        while self.uart.fifo_capacity() < FIFO {
+            self.uart.read(DATA);
+        }
+        // What was pending is taken back by being read.
+        self.uart.read(INTERRUPT_IDENTIFICATION);
     }
 
     /// Whether the guest waits for input. In loopback mode the receiver is cut off from the line.

@@ -187,7 +187,7 @@ impl sealed::Body for ToGuest {
 ///
 /// Push what has arrived, then take messages until there is none; so it never holds more than one message
 /// and one push. After an error it takes in nothing more and yields nothing more.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Decoder<M> {
     buffer: VecDeque<u8>,
     failed: bool,

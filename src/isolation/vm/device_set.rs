@@ -72,6 +72,7 @@ pub(super) struct DeviceSet {
     /// The one for most devices, then one for each volume.
     events: Vec<EventLoop>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
+    serial: Arc<Mutex<Serial>>,
     extra: Extra,
 }
 
@@ -103,7 +104,7 @@ impl DeviceSet {
             subscribers: Vec::new(),
             transports: Vec::new(),
         };
-        builder.add_serial(devices.serial)?;
+        let serial = builder.add_serial(devices.serial)?;
         let registers = Arc::new(Mutex::new(PowerControl::new(Arc::clone(&power))));
         builder.add_port(u64::from(layout::POWER_PORT), POWER_SIZE, registers)?;
         let panic = Arc::new(Mutex::new(PanicRegister::new(Arc::clone(&power))));
@@ -134,6 +135,7 @@ impl DeviceSet {
             buses: Arc::new(Buses { ports: builder.ports, memory: builder.mmio }),
             events,
             transports: builder.transports,
+            serial,
             extra,
         })
     }
@@ -190,6 +192,23 @@ impl DeviceSet {
     pub(super) fn resume(&self) {
         self.with_watchdog(Watchdog::resume);
         self.events.iter().for_each(EventLoop::resume);
+    }
+
+    /// Puts all devices back to how they were when the machine was made: nothing that the guest has set is left, and nothing is under way.
+    /// What they lead to on the host stays. They must rest; on a vCPU's thread, as when a driver resets its device.
+    pub(super) fn reset(&self) -> Result<(), VmError> {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        self.with_watchdog(Watchdog::reset).unwrap_or(Ok(())).map_err(VmError::host("set the watchdog's timer"))
+    }
+
+    /// Puts into memory what devices have there from the start.
+    pub(super) fn fill_memory(&self) -> Result<(), VmError> {
+        let Some(generation) = &self.extra.generation else { return Ok(()) };
+        let written = generation.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        written.map_err(VmError::host("write the generation identifier"))
     }
 
     fn with_watchdog<T>(&self, action: impl FnOnce(&mut Watchdog) -> T) -> Option<T> {
@@ -257,14 +276,14 @@ impl Builder<'_> {
         self.mmio.insert(start, len, device).map_err(|error| VmError::Failed(error.to_string()))
     }
 
-    fn add_serial(&mut self, console: SerialConsole) -> Result<(), VmError> {
+    fn add_serial(&mut self, console: SerialConsole) -> Result<Arc<Mutex<Serial>>, VmError> {
         let line = self.interrupt(layout::SERIAL_GSI);
         let serial =
             Serial::new(line, console.output, console.input).map_err(VmError::host("make the serial console"))?;
         let serial = Arc::new(Mutex::new(serial));
         self.add_port(u64::from(layout::SERIAL_PORT), 8, Arc::clone(&serial) as Arc<Mutex<dyn BusDevice>>)?;
-        self.subscribers.push(serial);
-        Ok(())
+        self.subscribers.push(Arc::clone(&serial) as Subscriber);
+        Ok(serial)
     }
 
     /// The devices that the user has asked for.

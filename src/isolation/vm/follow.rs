@@ -1,16 +1,17 @@
 //! What the guest's PID 1 reports, followed to the workload's end.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use amphi_guest_init::{Decoder, FromGuest};
+use amphi_guest_init::FromGuest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::channel::Channel;
 use super::error::VmError;
 use super::machine::Machine;
 use super::network::Connection;
@@ -25,7 +26,7 @@ const SUSPICIOUS: Duration = Duration::from_secs(3);
 /// A workload's machine, from its start to its end.
 pub(super) struct Running {
     pub(super) machine: Machine,
-    pub(super) control: UnixStream,
+    pub(super) channel: Channel,
     pub(super) outputs: Arc<Outputs>,
     pub(super) console: Tail,
     pub(super) _network: Connection,
@@ -42,13 +43,11 @@ pub(super) enum Finished {
 impl VmSandbox {
     /// Reads the guest's reports until there is a final one, or the machine has ended without.
     pub(super) fn follow(&self, running: &Running) -> Finished {
-        let mut decoder = Decoder::<FromGuest>::new();
-        let mut buffer = [0; 1024];
         let (mut machine_ended, mut probed) = (false, false);
         loop {
             if !machine_ended {
                 let limit = (!probed && self.stamps.init_ready.get().is_none()).then_some(SUSPICIOUS);
-                match wait_for_either(&running.control, &running.machine.ended_event(), limit) {
+                match wait_for_either(&running.channel.control, &running.machine.ended_event(), limit) {
                     Event::Readable => {}
                     Event::Ended => {
                         // Joining delivers what the guest sent before its end.
@@ -57,7 +56,6 @@ impl VmSandbox {
                             let console = running.console.as_error_text();
                             return Finished::Failed(Arc::new(VmError::Broken { cause, console }));
                         }
-                        let _ = running.control.set_nonblocking(true);
                     }
                     Event::Nothing => {
                         probed = true;
@@ -68,21 +66,22 @@ impl VmSandbox {
                     }
                 }
             }
-            let count = match (&running.control).read(&mut buffer) {
-                Ok(0) => return self.ended_early(running),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return self.ended_early(running),
-            };
-            decoder.push(&buffer[..count]);
-            for message in decoder.by_ref() {
-                match message {
-                    Ok(message) => {
-                        if let Some(finished) = self.take(message) {
-                            return finished;
-                        }
-                    }
-                    Err(error) => return Finished::Failed(Arc::new(VmError::Reports(error))),
+            let mut reports = running.channel.reports();
+            match running.channel.receive(&mut reports) {
+                Ok(false) => {}
+                Err(Errno::INTR) => continue,
+                // What there was to read was taken away by a reset.
+                Err(Errno::AGAIN) if !machine_ended => continue,
+                Ok(true) | Err(_) => return self.ended_early(running),
+            }
+            while let Some(message) = reports.decoder.next() {
+                let finished = match message {
+                    Ok(message) => self.take(message),
+                    Err(error) => Some(Finished::Failed(Arc::new(VmError::Reports(error)))),
+                };
+                if let Some(finished) = finished {
+                    reports.complete = true;
+                    return finished;
                 }
             }
         }

@@ -66,9 +66,15 @@ pub(super) struct LoadedKernel {
     pub(super) setup_header: Option<setup_header>,
 }
 
+/// A kernel's file, open: what has its name later on is of no interest.
+pub(super) struct KernelFile {
+    file: File,
+    path: PathBuf,
+}
+
 struct Loader<'a> {
     memory: &'a GuestMemoryMmap,
-    file: File,
+    file: &'a File,
     path: &'a Path,
     ram_end: u64,
 }
@@ -81,21 +87,27 @@ struct Segment {
     memory_size: u64,
 }
 
-/// Loads the kernel in `path`.
-///
-/// It is copied. To map its pages from the file would save the copy, but the guest then faults once for every 4 KiB that
-/// it uses of the kernel, where memory in huge pages takes one fault for 2 MiB.
-pub(super) fn load(memory: &GuestMemoryMmap, path: &Path) -> Result<LoadedKernel, KernelImageError> {
-    let read_error = |source| KernelImageError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read_error)?;
-    let ram_end = memory.last_addr().raw_value().min(layout::MMIO_GAP - 1) + 1;
-    let mut magic = [0; 4];
-    let loader = Loader { memory, file, path, ram_end };
-    if loader.file.metadata().map_err(read_error)?.len() == 0 {
-        return Err(loader.not_a_kernel("the file is empty"));
+impl KernelFile {
+    /// Opens the kernel in `path`.
+    pub(super) fn open(path: &Path) -> Result<Self, KernelImageError> {
+        let file = File::open(path).map_err(|source| KernelImageError::Read { path: path.to_owned(), source })?;
+        Ok(Self { file, path: path.to_owned() })
     }
-    loader.read(&mut magic, 0)?;
-    if &magic == b"\x7fELF" { loader.load_elf() } else { loader.load_bzimage() }
+
+    /// Loads the kernel.
+    ///
+    /// It is copied. To map its pages from the file would save the copy, but the guest then faults once for every 4 KiB that
+    /// it uses of the kernel, where memory in huge pages takes one fault for 2 MiB.
+    pub(super) fn load(&self, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelImageError> {
+        let ram_end = memory.last_addr().raw_value().min(layout::MMIO_GAP - 1) + 1;
+        let mut magic = [0; 4];
+        let loader = Loader { memory, file: &self.file, path: &self.path, ram_end };
+        if loader.file.metadata().map_err(|source| loader.read_error(source))?.len() == 0 {
+            return Err(loader.not_a_kernel("the file is empty"));
+        }
+        loader.read(&mut magic, 0)?;
+        if &magic == b"\x7fELF" { loader.load_elf() } else { loader.load_bzimage() }
+    }
 }
 
 impl Loader<'_> {
@@ -180,7 +192,7 @@ impl Loader<'_> {
     }
 
     fn copy(&self, offset: u64, address: u64, len: u64) -> Result<(), KernelImageError> {
-        memory::read_from(&self.file, offset, self.memory, address, len).map_err(|source| self.read_error(source))
+        memory::read_from(self.file, offset, self.memory, address, len).map_err(|source| self.read_error(source))
     }
 
     fn find_pvh_entry(&self, segment: &Segment) -> Result<Option<u64>, KernelImageError> {
@@ -277,7 +289,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(image).unwrap();
         let memory = memory();
-        let loaded = load(&memory, file.path());
+        let loaded = KernelFile::open(file.path()).and_then(|kernel| kernel.load(&memory));
         (memory, loaded)
     }
 

@@ -1,12 +1,11 @@
 //! Filling a new machine's memory: kernel, initrd, command line.
 
 use std::io;
-use std::path::Path;
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::error::VmError;
-use super::kernel_image::{self, LoadedKernel};
+use super::kernel_image::{KernelFile, LoadedKernel};
 use super::x86_64::layout;
 use crate::image::initramfs::Initramfs;
 
@@ -34,14 +33,25 @@ impl Initrd for Initramfs {
     }
 }
 
+/// An initrd that has been put together already.
+impl Initrd for Vec<u8> {
+    fn len(&self) -> u64 {
+        Vec::len(self) as u64
+    }
+
+    fn load(&self, memory: &GuestMemoryMmap, address: u64) -> Result<(), VmError> {
+        memory.write_slice(self, GuestAddress(address)).map_err(table_error)
+    }
+}
+
 /// Puts all three into memory, and returns the kernel, and the initrd's address and length.
 pub(super) fn load(
     memory: &GuestMemoryMmap,
-    kernel: &Path,
+    kernel: &KernelFile,
     initrd: &dyn Initrd,
     command_line: &str,
 ) -> Result<(LoadedKernel, (u64, u64)), VmError> {
-    let kernel = kernel_image::load(memory, kernel)?;
+    let kernel = kernel.load(memory)?;
     let initrd = load_initrd(memory, &kernel, initrd)?;
     write_command_line(memory, command_line)?;
     Ok((kernel, initrd))

@@ -7,13 +7,12 @@ use std::thread::{self, JoinHandle};
 
 use amphi_devices::acpi::generation::GenerationId;
 use amphi_devices::virtio::balloon::Balloon;
-use kvm_bindings::CpuId;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::device_set::{DeviceSet, Devices};
 use super::error::VmError;
-use super::kernel_image::LoadedKernel;
+use super::kernel_image::{KernelFile, LoadedKernel};
 use super::load::{Initrd, load, table_error};
 use super::memory::GuestMemory;
 use super::plan::MAX_VCPUS;
@@ -46,18 +45,29 @@ pub(super) struct MachineConfig<'a> {
 
 /// A machine whose threads run, or are about to.
 pub(super) struct Machine {
-    state: Arc<MachineState>,
-    devices: DeviceSet,
+    pub(super) state: Arc<MachineState>,
+    pub(super) devices: Arc<DeviceSet>,
     vcpus: Mutex<Vec<VcpuFd>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     first_instruction: Arc<Stamp>,
-    pausing: Mutex<()>,
-    kvm: Arc<Kvm>,
-    vm: Arc<VmFd>,
+    /// Held by whoever pauses, resumes or resets the machine.
+    pub(super) pausing: Mutex<()>,
+    pub(super) boot: Boot,
+    pub(super) kvm: Arc<Kvm>,
+    pub(super) vm: Arc<VmFd>,
     release: Option<DeferredRelease>,
     // Dropped after the vCPUs, without which nothing reaches it by the VM's slots.
-    _memory: GuestMemory,
+    pub(super) memory: GuestMemory,
     _pmem: Vec<PmemRange>,
+}
+
+/// What a machine has begun with.
+pub(super) struct Boot {
+    pub(super) kernel_file: KernelFile,
+    pub(super) kernel: LoadedKernel,
+    pub(super) vcpus: u8,
+    /// The guest's RAM in bytes.
+    pub(super) ram: u64,
 }
 
 impl Machine {
@@ -78,13 +88,16 @@ impl Machine {
                 .name("loader".to_owned())
                 .spawn_scoped(scope, || {
                     let release = DeferredRelease::prepare();
-                    load(memory, config.kernel, config.initrd, config.command_line).map(|loaded| (loaded, release))
+                    let kernel = KernelFile::open(config.kernel)?;
+                    let loaded = load(memory, &kernel, config.initrd, config.command_line)?;
+                    Ok::<_, VmError>((kernel, loaded, release))
                 })
                 .map_err(VmError::host("start a thread"))?;
             let vm = create_vm(&kvm);
             Ok::<_, VmError>((vm, loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
         })?;
-        let (vm, ((kernel, initrd), release)) = (vm?, loaded?);
+        let (vm, (kernel_file, (kernel, initrd), release)) = (vm?, loaded?);
+        let boot = Boot { kernel_file, kernel, vcpus: config.vcpus, ram: config.memory };
         guest_memory.register(&vm)?;
         let pmem = pmem::map(std::mem::take(&mut config.devices.pmem), config.memory)?;
         for (slot, range) in (guest_memory.slots()..).zip(&pmem) {
@@ -93,22 +106,20 @@ impl Machine {
         let vm = Arc::new(vm);
         let state = Arc::new(MachineState::new()?);
         let devices = DeviceSet::attach(&vm, &guest_memory, config.devices, &pmem, &state)?;
-        let rsdp = acpi::write_tables(memory, devices.platform(config.vcpus)).map_err(table_error)?;
-        mp_table::write(memory, config.vcpus).map_err(table_error)?;
-        write_boot_information(memory, &kernel, &BootInfo { ram: config.memory, initrd, rsdp })?;
-        let cpuid = cpuid::supported(&kvm).map_err(VmError::kvm("tell the supported CPU features"))?;
-        let vcpus = create_vcpus(&vm, config.vcpus, cpuid, kernel.entry)?;
+        write_boot_information(memory, &boot, initrd, &devices)?;
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry)?;
         Ok(Self {
             state,
-            devices,
+            devices: Arc::new(devices),
             vcpus: Mutex::new(vcpus),
             threads: Mutex::default(),
             first_instruction,
             pausing: Mutex::default(),
+            boot,
             kvm: Arc::new(kvm),
             vm,
             release,
-            _memory: guest_memory,
+            memory: guest_memory,
             _pmem: pmem,
         })
     }
@@ -243,7 +254,7 @@ pub(super) fn open_kvm() -> Result<Kvm, VmError> {
 }
 
 /// A VM with in-kernel interrupt controllers, and no interval timer: making and unmaking one costs more than all the rest.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
+pub(super) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
     let vm = loop {
         match kvm.create_vm() {
             Ok(vm) => break vm,
@@ -256,7 +267,9 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmError> {
     Ok(vm)
 }
 
-fn create_vcpus(vm: &VmFd, count: u8, mut cpuid: CpuId, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
+/// The vCPUs, as they enter the guest: the first one at the kernel's door.
+pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, VmError> {
+    let mut cpuid = cpuid::supported(kvm).map_err(VmError::kvm("tell the supported CPU features"))?;
     (0..count)
         .map(|id| {
             let vcpu = vm.create_vcpu(u64::from(id)).map_err(VmError::kvm("create a vCPU"))?;
@@ -271,11 +284,20 @@ fn create_vcpus(vm: &VmFd, count: u8, mut cpuid: CpuId, entry: Entry) -> Result<
         .collect()
 }
 
-fn write_boot_information(memory: &GuestMemoryMmap, kernel: &LoadedKernel, info: &BootInfo) -> Result<(), VmError> {
-    match kernel.entry {
-        Entry::Linux64(_) => boot_params::write_zero_page(memory, info, kernel.setup_header),
-        Entry::Pvh(_) => boot_params::write_pvh_start_info(memory, info),
+/// Writes all that a guest's kernel is told of its machine, but for the command line. `initrd` is its address and length.
+pub(super) fn write_boot_information(
+    memory: &GuestMemoryMmap,
+    boot: &Boot,
+    initrd: (u64, u64),
+    devices: &DeviceSet,
+) -> Result<(), VmError> {
+    let rsdp = acpi::write_tables(memory, devices.platform(boot.vcpus)).map_err(table_error)?;
+    mp_table::write(memory, boot.vcpus).map_err(table_error)?;
+    let info = BootInfo { ram: boot.ram, initrd, rsdp };
+    match boot.kernel.entry {
+        Entry::Linux64(_) => boot_params::write_zero_page(memory, &info, boot.kernel.setup_header),
+        Entry::Pvh(_) => boot_params::write_pvh_start_info(memory, &info),
     }
-    .and_then(|()| regs::write_tables(memory, kernel.entry))
+    .and_then(|()| regs::write_tables(memory, boot.kernel.entry))
     .map_err(table_error)
 }

@@ -103,6 +103,22 @@ impl GuestMemory {
         &self.handle
     }
 
+    /// Gives all of the RAM back to the host: it reads as zeroes from now on, and comes into being anew where it is touched. Neither
+    /// the guest nor a device may use it meanwhile. The registers of devices stay.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub(super) fn discard(&self) -> Result<(), VmError> {
+        for region in self.handle.iter() {
+            let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            // SAFETY: the range is a private mapping of ours, of whose contents nothing in this process holds references.
+            if unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_DONTNEED) } != 0 {
+                return Err(VmError::host("discard the guest's memory")(io::Error::last_os_error()));
+            }
+        }
+        Ok(())
+    }
+
     /// The number of memory slots that it takes, the first ones: a region each, and one for the registers.
     pub(super) fn slots(&self) -> u32 {
         u32::try_from(self.handle.num_regions() + 1).unwrap_or(u32::MAX)
@@ -183,6 +199,23 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+
+    #[test]
+    fn what_is_discarded_reads_as_zeroes() {
+        for size in [16 << 20, layout::MMIO_GAP + (8 << 20)] {
+            let memory = GuestMemory::map(size).unwrap();
+            let ends = memory.handle().iter().map(GuestRegionMmap::last_addr).collect::<Vec<_>>();
+            let places = || ends.iter().copied().chain([GuestAddress(0), GuestAddress(0x12_3456)]);
+            for place in places() {
+                memory.handle().write_obj(7u8, place).unwrap();
+            }
+            memory.discard().unwrap();
+            for place in places() {
+                assert_eq!(memory.handle().read_obj::<u8>(place).unwrap(), 0, "{place:?}");
+                memory.handle().write_obj(8u8, place).unwrap();
+            }
+        }
+    }
 
     #[test]
     fn regions_are_aligned_and_usable_to_their_ends() {

@@ -4,6 +4,7 @@
 //! `vcpu` runs the guest. `sandbox` follows the workload from outside.
 
 mod balloon;
+mod channel;
 mod controls;
 mod device_set;
 mod direct;
@@ -24,6 +25,7 @@ mod passt;
 mod plan;
 mod pmem;
 mod release;
+mod reset;
 mod sandbox;
 mod seccomp;
 mod service;

@@ -12,6 +12,7 @@ use amphi_guest_init::{CONTROL_PORT, Message, STDERR_PORT, STDIN_PORT, STDOUT_PO
 use rustix::io::Errno;
 
 use super::BeforeGuest;
+use super::channel::Channel;
 use super::device_set::{Devices, SerialConsole};
 use super::disks::Disk;
 use super::error::VmError;
@@ -32,11 +33,13 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A microVM that runs one workload.
 pub struct VmSandbox {
-    plan: Plan,
+    pub(super) plan: Plan,
     before_guest: BeforeGuest,
     stdio: Mutex<Option<Stdio>>,
     running: Mutex<Option<Arc<Running>>>,
     result: Mutex<Option<Finished>>,
+    /// What the terminal was last resized to.
+    pub(super) size: Mutex<Option<WindowSize>>,
     pub(super) killed: AtomicBool,
     pub(super) stamps: Arc<Stamps>,
 }
@@ -60,16 +63,18 @@ impl VmSandbox {
             stdio: Mutex::new(Some(stdio)),
             running: Mutex::default(),
             result: Mutex::default(),
+            size: Mutex::default(),
             killed: AtomicBool::new(false),
             stamps: Arc::default(),
         }
     }
 
-    fn ports(&self, stdio: Stdio, control: OwnedFd, outputs: &Arc<Outputs>) -> io::Result<Vec<Port>> {
+    fn ports(&self, stdio: Stdio, control: [OwnedFd; 2], outputs: &Arc<Outputs>) -> Vec<Port> {
         let output = |id, index, fd| Port {
             id,
             input: None,
             output: Some(fd),
+            reopens: false,
             on_first_output: Some({
                 let stamps = Arc::clone(&self.stamps);
                 Box::new(move || stamps.first_byte.mark())
@@ -79,13 +84,20 @@ impl VmSandbox {
                 Box::new(move || outputs.close(index))
             }),
         };
-        let plain = |id, input, output| Port { id, input, output, on_first_output: None, on_closed: None };
-        Ok(vec![
-            plain(CONTROL_PORT, Some(control.try_clone()?), Some(control)),
-            plain(STDIN_PORT, self.plan.stdin.then_some(stdio.stdin), None),
+        let [to_guest, from_guest] = control;
+        vec![
+            // Whoever closes it, the next guest of this machine gets to use it.
+            Port {
+                id: CONTROL_PORT,
+                input: Some(to_guest),
+                output: Some(from_guest),
+                reopens: true,
+                ..Port::default()
+            },
+            Port { id: STDIN_PORT, input: self.plan.stdin.then_some(stdio.stdin), ..Port::default() },
             output(STDOUT_PORT, 0, stdio.stdout),
             output(STDERR_PORT, 1, stdio.stderr),
-        ])
+        ]
     }
 
     fn boot(&self, stdio: Stdio) -> Result<Running, VmError> {
@@ -94,9 +106,10 @@ impl VmSandbox {
             .map_err(VmError::host("duplicate the workload's output streams"))?;
         let outputs = Arc::new(outputs);
         let console = Tail::default();
-        let ports = self
-            .ports(stdio, guest_end.into(), &outputs)
-            .map_err(VmError::host("duplicate the control channel's descriptor"))?;
+        let duplicate = || guest_end.try_clone().map(OwnedFd::from);
+        let duplicates = duplicate().and_then(|first| Ok([first, duplicate()?]));
+        let duplicates = duplicates.map_err(VmError::host("duplicate the control channel's descriptor"))?;
+        let ports = self.ports(stdio, duplicates, &outputs);
         let disks = self
             .plan
             .disks
@@ -131,7 +144,8 @@ impl VmSandbox {
         connection.wait_ready()?;
         self.stamps.created.mark();
         machine.start(&*self.before_guest)?;
-        Ok(Running { machine, control, outputs, console, _network: connection })
+        let channel = Channel::new(control, guest_end);
+        Ok(Running { machine, channel, outputs, console, _network: connection })
     }
 
     /// The guest's RAM in bytes.
@@ -147,17 +161,17 @@ impl VmSandbox {
         self.result.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, message: &ToGuest) -> Result<(), IsolationError> {
+    pub(super) fn send(&self, message: &ToGuest) -> Result<(), VmError> {
         let Some(running) = self.running() else { return Ok(()) };
         // A guest that does not read its control channel must not hold up the host: what does not fit is lost.
         let bytes = message.encode();
         match rustix::net::send(
-            running.control.as_fd(),
+            running.channel.control.as_fd(),
             &bytes,
             rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL,
         ) {
             Ok(_) | Err(Errno::AGAIN | Errno::PIPE) => Ok(()),
-            Err(error) => Err(VmError::host("send to the guest's PID 1")(error.into()).into()),
+            Err(error) => Err(VmError::host("send to the guest's PID 1")(error.into())),
         }
     }
 }
@@ -221,11 +235,12 @@ impl Sandbox for VmSandbox {
             }
             return Ok(());
         }
-        self.send(&ToGuest::Signal(signal.number()))
+        Ok(self.send(&ToGuest::Signal(signal.number()))?)
     }
 
     fn resize(&self, size: WindowSize) -> Result<(), IsolationError> {
-        self.send(&ToGuest::Resize { rows: size.rows, columns: size.columns })
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
+        Ok(self.send(&ToGuest::Resize { rows: size.rows, columns: size.columns })?)
     }
 
     fn timeline(&self) -> Timeline {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use amphi_devices::acpi::watchdog::Expired;
 use amphi_devices::legacy::PowerEvents;
+use kvm_ioctls::VcpuFd;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::error::VmError;
@@ -69,6 +70,9 @@ impl Request {
     }
 }
 
+/// What every vCPU's thread does once while the machine is paused, given the vCPU's number.
+pub(super) type VcpuTask = Arc<dyn Fn(u8, &VcpuFd) -> Result<(), VmError> + Send + Sync>;
+
 /// What the machine's threads share.
 pub(super) struct MachineState {
     /// The bits of a [`Request`]. Written under the lock.
@@ -86,6 +90,12 @@ pub(super) struct Outcome {
     vcpus: Vec<RawPthread>,
     /// How many vCPUs wait outside the guest.
     parked: usize,
+    /// What they are to do there, how many tasks there have been, and how many vCPUs have done this one.
+    task: Option<VcpuTask>,
+    tasks: u64,
+    done: usize,
+    /// How often the machine has been reset.
+    resets: u64,
 }
 
 impl Outcome {
@@ -170,6 +180,44 @@ impl MachineState {
         }
     }
 
+    /// Has each vCPU's thread carry out `task`, and returns when all have. The machine must be paused: what the task leaves
+    /// undone because the machine ends is of no interest any more.
+    ///
+    /// # Errors
+    /// The machine has ended, perhaps because the task has failed.
+    pub(super) fn on_each_vcpu(&self, task: VcpuTask) -> Result<(), VmError> {
+        let mut outcome = self.lock();
+        outcome.task = Some(task);
+        outcome.tasks += 1;
+        outcome.done = 0;
+        self.changed.notify_all();
+        while !self.has_ended() && outcome.done < outcome.vcpus.len() {
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+        outcome.task = None;
+        drop(outcome);
+        self.while_it_runs()
+    }
+
+    /// Whether the machine still runs.
+    ///
+    /// # Errors
+    /// How it has ended.
+    pub(super) fn while_it_runs(&self) -> Result<(), VmError> {
+        match self.exit() {
+            None => Ok(()),
+            Some(Ok(exit)) => Err(VmError::Unsupported(format!("the machine has ended: {exit}"))),
+            Some(Err(error)) => Err(VmError::Shared(error)),
+        }
+    }
+
+    /// Begins with a new guest, which nobody has interrupted yet. The machine must be paused.
+    pub(super) fn new_guest(&self) {
+        let mut outcome = self.lock();
+        self.request.fetch_and(Request::INTERRUPT - 1, Ordering::AcqRel);
+        outcome.resets += 1;
+    }
+
     /// Lets vCPUs back into the guest.
     pub(super) fn resume(&self) {
         let _outcome = self.lock();
@@ -177,15 +225,30 @@ impl MachineState {
         self.changed.notify_all();
     }
 
-    /// Called by a vCPU's thread that is to pause: returns when it is not any more.
-    pub(super) fn park(&self) {
+    /// Called by the thread of vCPU `index` that is to pause: carries out what it is asked for, and returns when it is not to pause
+    /// any more. Tells whether the guest is another one than before.
+    pub(super) fn park(&self, index: u8, vcpu: &VcpuFd) -> bool {
         let mut outcome = self.lock();
         outcome.parked += 1;
+        let (resets, mut seen) = (outcome.resets, outcome.tasks);
         self.changed.notify_all();
         while self.is_paused() && !self.has_ended() {
-            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+            if let Some(task) = outcome.task.clone().filter(|_| outcome.tasks != seen) {
+                seen = outcome.tasks;
+                drop(outcome);
+                let result = task(index, vcpu);
+                outcome = self.lock();
+                match result {
+                    Ok(()) => outcome.done += 1,
+                    Err(error) => self.finish_locked(&mut outcome, Err(error)),
+                }
+                self.changed.notify_all();
+            } else {
+                outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+            }
         }
         outcome.parked -= 1;
+        outcome.resets != resets
     }
 
     /// Returns how the machine has ended, once it has.

@@ -58,7 +58,7 @@ pub(super) fn spawn(
         }
         state.wait_for_start();
         first_instruction.mark();
-        run(&mut vcpu, &buses, &state);
+        run(index, &mut vcpu, &buses, &state);
     };
     // Whoever ends the machine may kick the thread as soon as it exists.
     let thread =
@@ -93,7 +93,7 @@ fn let_kick_through(vcpu: &VcpuFd) -> Result<(), VmError> {
     Ok(())
 }
 
-fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
+fn run(index: u8, vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
     let (mut leaving, mut interrupts) = (false, 0);
     loop {
         let request = state.request();
@@ -138,8 +138,9 @@ fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
             Ok(exit) => Err(VmError::Failed(format!("unexpected exit of a vCPU: {exit:?}"))),
             Err(error) if error.errno() == libc::EINTR => {
                 take_kick();
-                if leaving {
-                    pause(vcpu, state);
+                if leaving && pause(index, vcpu, state) {
+                    // The interrupts before were for the guest before.
+                    interrupts = 0;
                 }
                 continue;
             }
@@ -150,8 +151,8 @@ fn run(vcpu: &mut VcpuFd, buses: &Buses, state: &MachineState) {
     }
 }
 
-/// Waits until the machine is resumed, or has ended.
-fn pause(vcpu: &VcpuFd, state: &MachineState) {
+/// Waits until the machine is resumed, or has ended. Returns whether it was reset meanwhile.
+fn pause(index: u8, vcpu: &VcpuFd, state: &MachineState) -> bool {
     // By its clock the guest learns that it was stopped, and does not take the time for a hang. One without that clock, or with
     // it not set up yet, has no need to know.
     if let Err(error) = vcpu.kvmclock_ctrl()
@@ -159,7 +160,7 @@ fn pause(vcpu: &VcpuFd, state: &MachineState) {
     {
         log::warn!("the guest's clock cannot be told of a pause: {error}");
     }
-    state.park();
+    state.park(index, vcpu)
 }
 
 /// Takes back the kick, if it came: the guest cannot be entered while it is pending.

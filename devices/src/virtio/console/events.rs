@@ -124,7 +124,6 @@ impl Console {
         match stop {
             Stop::Turn => self.call_again(number),
             Stop::Queue if port.closing => {
-                port.output = None;
                 port.close();
             }
             Stop::Queue | Stop::Stream | Stop::End => {}
@@ -236,7 +235,6 @@ impl Console {
         for port in &mut self.ports {
             port.input.iter_mut().chain(&mut port.output).for_each(|stream| stream.unwatch(ops));
             if port.closing {
-                port.output = None;
                 port.close();
             }
         }

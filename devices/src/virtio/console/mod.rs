@@ -58,6 +58,9 @@ pub struct Port {
     /// Where the guest's bytes go. If writing fails (nobody reads the pipe any more, the disk is full), what follows
     /// is dropped, and the guest goes on as if it were written.
     pub output: Option<OwnedFd>,
+    /// Whether `output` stays open when the guest closes the port: should it open the port again, perhaps after a reset, what it
+    /// writes then goes there, too. `on_closed` is not called for such a port.
+    pub reopens: bool,
     /// Called once, just after the guest's first byte has been written to `output`.
     pub on_first_output: Option<Callback>,
     /// Called once, after the guest has closed the port and all that it wrote before is in `output`, which has been

@@ -29,6 +29,7 @@ pub(super) struct PortState {
     pub(super) id: u32,
     pub(super) input: Option<Stream>,
     pub(super) output: Option<Stream>,
+    reopens: bool,
     on_first_output: Option<Callback>,
     on_closed: Option<Callback>,
     /// The guest has the port open.
@@ -51,6 +52,7 @@ impl PortState {
             id: port.id,
             input: open(port.input, Direction::Input)?,
             output: open(port.output, Direction::Output)?,
+            reopens: port.reopens,
             on_first_output: port.on_first_output,
             on_closed: port.on_closed,
             guest_open: false,
@@ -67,9 +69,13 @@ impl PortState {
         self.sent = 0;
     }
 
-    /// The guest has closed the port and everything is delivered. The output must be unwatched and taken already.
+    /// The guest has closed the port and everything is delivered. The output must be unwatched already.
     pub(super) fn close(&mut self) {
         self.closing = false;
+        if self.reopens {
+            return;
+        }
+        self.output = None;
         self.discard = true;
         if let Some(callback) = self.on_closed.take() {
             callback();

@@ -38,6 +38,8 @@ pub struct Fs {
     tag: [u8; TAG_MAX],
     doorbells: Doorbells,
     session: Session,
+    /// Whether what the session has made known and opened is still to be let go of.
+    stale: bool,
     /// Present while the driver has the device activated.
     handler: Option<QueueHandler>,
 }
@@ -52,7 +54,7 @@ impl Fs {
         for (to, from) in name.iter_mut().zip(tag.bytes()) {
             *to = from;
         }
-        Ok(Self { tag: name, doorbells: Doorbells::new()?, session: Session::new(share), handler: None })
+        Ok(Self { tag: name, doorbells: Doorbells::new()?, session: Session::new(share), stale: false, handler: None })
     }
 
     fn config_space(&self) -> [u8; TAG_MAX + 4] {
@@ -71,6 +73,7 @@ impl Fs {
             Err(error) => {
                 handler.interrupt.fail(&error);
                 self.handler = None;
+                self.session.end();
             }
         }
     }
@@ -105,14 +108,20 @@ impl VirtioDevice for Fs {
         self.doorbells.activate(queue_events)
     }
 
-    /// What the guest has open stays so until the next session begins: closing is for the event loop's thread.
     fn reset(&mut self) {
-        self.handler = None;
+        // What the guest has open is closed by the event loop's thread, before it serves anything else.
+        self.stale = self.handler.take().is_some() || self.stale;
+        if self.stale {
+            self.doorbells.wake();
+        }
     }
 }
 
 impl MutEventSubscriber for Fs {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if std::mem::take(&mut self.stale) {
+            self.session.end();
+        }
         match self.doorbells.answer(events.data(), ops) {
             Some(Ring::Wake) => (0..QUEUE_SIZES.len()).for_each(|index| self.process_queue(index)),
             Some(Ring::Queue(index)) => self.process_queue(index),

@@ -40,6 +40,11 @@ impl Session {
         Self { share, body: Vec::new(), reply: Reply::default() }
     }
 
+    /// Lets go of all that the driver has made known and opened.
+    pub(super) fn end(&mut self) {
+        self.share.forget_all();
+    }
+
     /// Carries out the request in `chain`, writes the reply to it, and returns how many bytes that has.
     ///
     /// # Errors

@@ -123,6 +123,13 @@ impl MmioTransport {
         self.device.quiesce();
     }
 
+    /// What pressing the machine's reset button does to the device: as if the driver had written 0 to its status. When this
+    /// returns, nothing of the driver's is under way, and no guest memory is touched until it is activated again. The interrupt
+    /// line is left alone: it was never held.
+    pub fn reset(&mut self) {
+        self.write_register(reg::VIRTIO_MMIO_STATUS, 0);
+    }
+
     fn page(&self) -> &RegisterPage {
         &self.interrupt.page
     }
@@ -214,7 +221,7 @@ impl MmioTransport {
     /// not happen, and the driver sees that its bit stays clear.
     fn write_status(&mut self, value: u32) {
         if value == 0 {
-            return self.reset();
+            return self.stop();
         }
         let status = self.status();
         if status & !VIRTIO_CONFIG_S_NEEDS_RESET & !value != 0 {
@@ -271,7 +278,7 @@ impl MmioTransport {
         }
     }
 
-    fn reset(&mut self) {
+    fn stop(&mut self) {
         // The device first: it lets go of the queues, and cannot raise anything after that.
         self.device.reset();
         self.active = false;

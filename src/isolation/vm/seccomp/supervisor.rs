@@ -64,9 +64,29 @@ const IOCTLS: &[u32] = &[
     ioctl(READ, 312, KVM, 0x83),
     ioctl(WRITE, 312, KVM, 0x84),
     ioctl(WRITE, 8, KVM, 0x90),
+    // A reset reads how processors and interrupt controllers begin, from others in a VM that never runs: KVM_SET_TSS_ADDR,
+    // CREATE_IRQCHIP, GET_MSR_INDEX_LIST, SET_MSRS, GET_MSRS, GET_MP_STATE, GET_NESTED_STATE, GET_XSAVE, GET_XCRS, GET_DEBUGREGS, GET_LAPIC,
+    // GET_VCPU_EVENTS, GET_IRQCHIP. And sets the interrupt controllers: KVM_SET_IRQCHIP.
+    ioctl(NONE, 0, KVM, 0x47),
+    ioctl(NONE, 0, KVM, 0x60),
+    ioctl(READ | WRITE, 4, KVM, 0x02),
+    ioctl(WRITE, 8, KVM, 0x89),
+    ioctl(READ | WRITE, 8, KVM, 0x88),
+    ioctl(READ, 4, KVM, 0x98),
+    ioctl(READ | WRITE, 128, KVM, 0xbe),
+    ioctl(READ, 4096, KVM, 0xa4),
+    ioctl(READ, 392, KVM, 0xa6),
+    ioctl(READ, 128, KVM, 0xa1),
+    ioctl(READ, 1024, KVM, 0x8e),
+    ioctl(READ, 64, KVM, 0x9f),
+    ioctl(READ | WRITE, 520, KVM, 0x62),
+    ioctl(READ, 520, KVM, 0x63),
 ];
 
 const ALLOWED: &[libc::c_long] = &[
+    // A reset reads kernel and initramfs anew.
+    libc::SYS_pread64,
+    libc::SYS_lseek,
     // The guest's reports, messages to it, what amphi itself says, the timeline.
     libc::SYS_poll,
     libc::SYS_ppoll,

@@ -17,22 +17,33 @@ const KVM_CLOCK_PAUSED: u32 = ioctl(NONE, 0, KVM, 0xad);
 /// `TUNSETOFFLOAD`: what a driver has negotiated becomes the tap's when it sets `DRIVER_OK`.
 const TUN_SET_OFFLOAD: u32 = ioctl(WRITE, 4, b'T', 208);
 
+/// The first is what is asked for at each exit of the guest.
+const IOCTLS: &[u32] = &[
+    KVM_RUN,
+    KVM_IRQ_LINE,
+    KVM_GET_REGS,
+    KVM_CLOCK_PAUSED,
+    KVM_INTERRUPT,
+    TUN_SET_OFFLOAD,
+    TERMINAL_RESTORE,
+    // A reset: KVM_GET_MP_STATE, SET_NESTED_STATE, SET_REGS, SET_SREGS, SET_XSAVE, SET_XCRS, SET_DEBUGREGS, SET_LAPIC, SET_MSRS,
+    // GET_MSRS (what became of one that cannot be set), SET_VCPU_EVENTS, SET_MP_STATE. All of them are about this vCPU's own state.
+    ioctl(READ, 4, KVM, 0x98),
+    ioctl(WRITE, 128, KVM, 0xbf),
+    ioctl(WRITE, 144, KVM, 0x82),
+    ioctl(WRITE, 312, KVM, 0x84),
+    ioctl(WRITE, 4096, KVM, 0xa5),
+    ioctl(WRITE, 392, KVM, 0xa7),
+    ioctl(WRITE, 128, KVM, 0xa2),
+    ioctl(WRITE, 1024, KVM, 0x8f),
+    ioctl(WRITE, 8, KVM, 0x89),
+    ioctl(READ | WRITE, 8, KVM, 0x88),
+    ioctl(WRITE, 64, KVM, 0xa0),
+    ioctl(WRITE, 4, KVM, 0x99),
+];
+
 const SPECIAL: &[(libc::c_long, Rule)] = &[
-    (
-        libc::SYS_ioctl,
-        Rule::AllowIf {
-            argument: 1,
-            test: Test::OneOf(&[
-                KVM_RUN,
-                KVM_IRQ_LINE,
-                KVM_GET_REGS,
-                KVM_CLOCK_PAUSED,
-                KVM_INTERRUPT,
-                TUN_SET_OFFLOAD,
-                TERMINAL_RESTORE,
-            ]),
-        },
-    ),
+    (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(IOCTLS) }),
     (libc::SYS_mmap, NO_NEW_CODE),
     (libc::SYS_mprotect, NO_NEW_CODE),
     (libc::SYS_prctl, THREAD_NAME),

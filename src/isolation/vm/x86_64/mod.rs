@@ -3,7 +3,9 @@
 pub(super) mod acpi;
 pub(super) mod boot_params;
 pub(super) mod cpuid;
+pub(super) mod irq_chips;
 pub(super) mod layout;
 pub(super) mod mp_table;
 pub(super) mod regs;
+pub(super) mod vcpu_state;
 mod wdat;

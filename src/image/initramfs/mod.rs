@@ -1,14 +1,19 @@
 //! The guest's first file system: PID 1, its specification, kernel modules, and a small root if there is one.
 //!
 //! The format is "newc", as the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst` has it. The
-//! `cpio` crate takes only names in UTF-8, which those in a root file system need not be.
+//! `cpio` crate takes only names in UTF-8, which those in a root file system need not be. `write` writes it.
+
+mod write;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 
 use amphi_guest_init::{DIRECTORIES, INLINE_ROOT, InitSpec, MODULES_DIR, SPEC_PATH};
 
@@ -30,6 +35,8 @@ pub struct Initramfs {
     entries: Vec<Entry>,
     tree: Option<Tree>,
     length: u64,
+    /// How many files are open.
+    kept: AtomicUsize,
 }
 
 /// Why there is no initramfs, or why what was written is not to be used.
@@ -70,6 +77,15 @@ struct Entry {
     device: (u32, u32),
     size: u32,
     body: Body,
+    /// What was found on the host when the archive was first written. Later on the process may not be able to open anything.
+    source: OnceLock<Source>,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(File),
+    /// Where a symbolic link points.
+    Target(OsString),
 }
 
 #[derive(Debug)]
@@ -83,7 +99,19 @@ enum Body {
 
 impl Entry {
     fn plain(name: Vec<u8>, mode: u32, size: u32, body: Body) -> Self {
-        Self { name, mode, uid: 0, gid: 0, links: 1, inode: 0, mtime: 0, device: (0, 0), size, body }
+        Self {
+            name,
+            mode,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            inode: 0,
+            mtime: 0,
+            device: (0, 0),
+            size,
+            body,
+            source: OnceLock::new(),
+        }
     }
 }
 
@@ -94,7 +122,7 @@ impl Initramfs {
     /// # Errors
     /// A file cannot be found, or does not fit.
     pub(crate) fn new(spec: &InitSpec, modules: &[PathBuf], inline_root: Option<Tree>) -> Result<Self, InitramfsError> {
-        let mut plan = Self { entries: Vec::new(), tree: None, length: 0 };
+        let mut plan = Self { entries: Vec::new(), tree: None, length: 0, kept: AtomicUsize::new(0) };
         let directories = DIRECTORIES.iter().filter(|&&directory| directory != INLINE_ROOT || inline_root.is_none());
         for directory in directories {
             plan.add(directory, 0o40_755, (0, 0), Body::Static(b""), 0)?;
@@ -188,64 +216,6 @@ impl Initramfs {
         }
         Ok(())
     }
-
-    /// Writes the archive: exactly [`len`](Self::len) bytes unless `out` fails, and a well-formed archive even where
-    /// a file has changed meanwhile.
-    ///
-    /// # Errors
-    /// `out` failed, or a file could not be read or has changed, so that what was written must not be used.
-    pub fn write_to(&self, out: &mut dyn Write) -> Result<(), InitramfsError> {
-        let mut first_error = None;
-        for entry in &self.entries {
-            write_header(entry, out).map_err(InitramfsError::Write)?;
-            if let Err(error) = self.write_body(entry, out) {
-                if matches!(error, InitramfsError::Write(_)) {
-                    return Err(error);
-                }
-                first_error.get_or_insert(error);
-            }
-            pad(out, u64::from(entry.size)).map_err(InitramfsError::Write)?;
-        }
-        let trailer = Entry::plain(TRAILER.to_vec(), 0, 0, Body::Static(b""));
-        write_header(&trailer, out).map_err(InitramfsError::Write)?;
-        first_error.map_or(Ok(()), Err)
-    }
-
-    fn write_body(&self, entry: &Entry, out: &mut dyn Write) -> Result<(), InitramfsError> {
-        match &entry.body {
-            Body::Static(bytes) => out.write_all(bytes).map_err(InitramfsError::Write),
-            Body::Bytes(bytes) => out.write_all(bytes).map_err(InitramfsError::Write),
-            Body::Module(path) => {
-                let module = |source| InitramfsError::Module { path: path.clone(), source };
-                copy_exactly(File::open(path), entry.size, out)?.map_err(module)
-            }
-            Body::Node(index) => {
-                let Some(tree) = self.tree.as_ref().filter(|_| entry.size > 0) else { return Ok(()) };
-                let node = &tree.nodes[*index];
-                if node.metadata.is_symlink() {
-                    let target = tree.link_target(node);
-                    let bytes = target.as_ref().map(|t| t.as_bytes()).unwrap_or_default();
-                    copy_exactly(Ok(bytes), entry.size, out)?.map_err(|source| read_error(tree, node, source))?;
-                    return target.map(drop).map_err(Into::into);
-                }
-                match tree.open(node) {
-                    Ok(mut file) => {
-                        copy_exactly(Ok(&mut file), entry.size, out)?
-                            .map_err(|source| read_error(tree, node, source))?;
-                        tree.check(node, &file).map_err(Into::into)
-                    }
-                    Err(error) => {
-                        let _ = copy_exactly(Ok(io::empty()), entry.size, out)?;
-                        Err(error.into())
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn read_error(tree: &Tree, node: &Node, source: io::Error) -> InitramfsError {
-    TreeError::Read { path: tree.path(node), source }.into()
 }
 
 fn name_in_archive(node: &Node) -> Vec<u8> {
@@ -264,64 +234,6 @@ fn padding(length: u64) -> u64 {
 fn entry_length(name: usize, size: u32) -> u64 {
     let head = HEADER + name as u64 + 1;
     head + padding(head) + u64::from(size) + padding(u64::from(size))
-}
-
-fn pad(out: &mut dyn Write, length: u64) -> io::Result<()> {
-    io::copy(&mut io::repeat(0).take(padding(length)), out).map(drop)
-}
-
-fn write_header(entry: &Entry, out: &mut dyn Write) -> io::Result<()> {
-    let name_size = entry.name.len() + 1;
-    let (major, minor) = entry.device;
-    let Entry { inode, mode, uid, gid, links, mtime, size, .. } = entry;
-    write!(
-        out,
-        "070701{inode:08x}{mode:08x}{uid:08x}{gid:08x}{links:08x}{mtime:08x}{size:08x}{:08x}{:08x}{major:08x}{minor:08x}{name_size:08x}{:08x}",
-        0, 0, 0
-    )?;
-    out.write_all(&entry.name)?;
-    out.write_all(&[0])?;
-    pad(out, HEADER + name_size as u64)
-}
-
-/// Copies `size` bytes; where there are fewer, writes zeros for the rest. The outer error is that of `out`; the inner
-/// one says that the source failed or has another size.
-fn copy_exactly(
-    source: io::Result<impl Read>,
-    size: u32,
-    out: &mut dyn Write,
-) -> Result<io::Result<()>, InitramfsError> {
-    let size = u64::from(size);
-    let mut buffer = vec![0; 128 << 10];
-    let mut copied = 0;
-    let mut outcome = Ok(());
-    match source {
-        Err(error) => outcome = Err(error),
-        Ok(mut source) => loop {
-            match source.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => {
-                    let wanted = usize::try_from(size - copied).unwrap_or(length).min(length);
-                    out.write_all(&buffer[..wanted]).map_err(InitramfsError::Write)?;
-                    copied += wanted as u64;
-                    if wanted < length {
-                        outcome = Err(io::Error::other("the file has grown"));
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        },
-    }
-    if copied < size {
-        io::copy(&mut io::repeat(0).take(size - copied), out).map_err(InitramfsError::Write)?;
-        outcome = outcome.and_then(|()| Err(io::Error::other("the file has shrunk")));
-    }
-    Ok(outcome)
 }
 
 #[cfg(test)]
@@ -377,6 +289,13 @@ mod tests {
         let mut bytes = Vec::new();
         archive.write_to(&mut bytes).unwrap();
         assert_eq!(bytes.len() as u64, archive.len());
+
+        // Again, from what was opened: the names may be gone by then.
+        std::fs::rename(&root, dir.path().join("elsewhere")).unwrap();
+        std::fs::remove_file(&module).unwrap();
+        let mut again = Vec::new();
+        archive.write_to(&mut again).unwrap();
+        assert!(again == bytes);
 
         let entries = unpack(&bytes);
         let spec = InitSpec { modules: vec!["000-virtio.ko".into()], ..spec };
