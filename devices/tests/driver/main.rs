@@ -16,4 +16,5 @@ mod pmem;
 mod program;
 mod rng;
 mod tap;
+mod vhost;
 mod vsock;

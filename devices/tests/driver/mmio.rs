@@ -261,6 +261,27 @@ fn interrupts_stay_until_acknowledged() {
     assert_eq!(interrupt.device_status(), RUNNING | NEEDS_RESET);
 }
 
+/// Nobody sets the status register for interrupts that the host's kernel raises.
+#[test]
+fn what_the_kernel_may_signal_stays_set_until_a_reset() {
+    let (mut guest, device) = guest();
+    guest.start(0);
+    let interrupt = device.0.lock().unwrap().interrupt.clone().unwrap();
+    assert_eq!(guest.read(INTERRUPT_STATUS), 0);
+    interrupt.used_queue_event().unwrap().write(1).unwrap();
+    assert!(guest.interrupted());
+    interrupt.signal_config_change(&[1]);
+    assert_eq!(guest.read(INTERRUPT_STATUS), 3);
+    guest.write(INTERRUPT_ACK, 3);
+    assert_eq!(guest.read(INTERRUPT_STATUS), 1);
+    guest.write(STATUS, 0);
+    assert_eq!(guest.read(INTERRUPT_STATUS), 0);
+    guest.start(0);
+    interrupt.signal_used_queue();
+    guest.write(INTERRUPT_ACK, 1);
+    assert_eq!(guest.read(INTERRUPT_STATUS), 0);
+}
+
 #[test]
 fn the_registers_page_shows_what_reads_give() {
     let pages = RegisterPages::new(2).unwrap();

@@ -10,13 +10,13 @@ use amphi_devices::virtio::net::{Net, Settings, Tap, TapError};
 use crate::guest::{BUFFERS, Guest, NEEDS_RESET, STATUS};
 use crate::net::{F_MRG_RXBUF, RECEIVE, TRANSMIT, frame, send, supply};
 
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 const NAME: &str = "tap0";
 /// A type of frame for experiments.
 const ETHERTYPE: u16 = 0x88b5;
 
 /// Runs `body` in a new network namespace, on a thread of its own.
-fn in_namespace(body: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_namespace(body: impl FnOnce() + Send + 'static) {
     // SAFETY: Neither call touches memory.
     if unsafe { libc::geteuid() } != 0 || std::fs::metadata("/dev/net/tun").is_err() {
         println!("nothing is tried: a tap interface takes root and /dev/net/tun");
@@ -34,10 +34,10 @@ fn in_namespace(body: impl FnOnce() + Send + 'static) {
 }
 
 /// The host's end: sends and receives whole frames at the interface.
-struct Host(OwnedFd);
+pub(crate) struct Host(OwnedFd);
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: All structures are valid, and the descriptor is new.
         unsafe {
             let protocol = ETHERTYPE.to_be();
@@ -55,13 +55,13 @@ impl Host {
         }
     }
 
-    fn put(&self, frame: &[u8]) {
+    pub(crate) fn put(&self, frame: &[u8]) {
         // SAFETY: The buffer is that long.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         assert_eq!(sent, frame.len().cast_signed());
     }
 
-    fn take(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 70_000];
         // SAFETY: The buffer is that long.
         let len = unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
@@ -71,7 +71,7 @@ impl Host {
 }
 
 /// A frame that the kernel takes for none of its own.
-fn ethernet(len: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn ethernet(len: usize, seed: u8) -> Vec<u8> {
     let mut frame = frame(len, seed);
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
@@ -81,7 +81,7 @@ fn ethernet(len: usize, seed: u8) -> Vec<u8> {
 
 /// Opens the interface once its last user has closed it. A child that another test has forked, and that has not executed its
 /// program yet, holds a copy of every descriptor for a moment.
-fn open_when_free() -> Tap {
+pub(crate) fn open_when_free() -> Tap {
     soon(|| match Tap::open(NAME) {
         Err(TapError::Busy { .. }) => None,
         opened => Some(opened.unwrap()),
@@ -89,7 +89,7 @@ fn open_when_free() -> Tap {
 }
 
 /// What `look` finds within some seconds.
-fn soon<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn soon<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(found) = look() {

@@ -1,12 +1,13 @@
 //! The registers that a device's own thread may change: interrupt status, device status, generation.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use log::Level;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::page::RegisterPage;
 use crate::Interrupt;
@@ -16,18 +17,45 @@ pub struct VirtioInterrupt {
     line: Box<dyn Interrupt>,
     /// Where the driver reads `InterruptStatus`, what it has not acknowledged yet; `Status`; and `ConfigGeneration`.
     pub(super) page: RegisterPage,
+    /// The causes that stay set whatever the driver acknowledges, until the device is reset.
+    lasting: AtomicU32,
     failed: AtomicBool,
 }
 
 impl VirtioInterrupt {
     /// An interrupt over `line`, with nothing pending and the device reset.
     pub(super) fn new(line: Box<dyn Interrupt>, page: RegisterPage) -> Self {
-        Self { line, page, failed: AtomicBool::new(false) }
+        Self { line, page, lasting: AtomicU32::new(0), failed: AtomicBool::new(false) }
     }
 
     /// Tells the driver that a queue has used buffers.
     pub fn signal_used_queue(&self) {
         self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// An eventfd that tells the driver, when it is written, that a queue has used buffers; for a device whose work the host's
+    /// kernel does. `None` where interrupts are raised by calls only.
+    ///
+    /// Nobody sets the interrupt status register then: it says from now on, until the device is reset, that buffers were
+    /// used, which has the driver look at its queues at each interrupt.
+    pub fn used_queue_event(&self) -> Option<&EventFd> {
+        let event = self.line.event()?;
+        self.lasting.store(VIRTIO_MMIO_INT_VRING, Ordering::Release);
+        self.page.set_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING);
+        Some(event)
+    }
+
+    /// The driver has seen these causes.
+    pub(super) fn acknowledge(&self, causes: u32) {
+        let causes = causes & !self.lasting.load(Ordering::Acquire);
+        self.page.clear_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, causes);
+    }
+
+    /// Nothing is pending any more, and the device is reset.
+    pub(super) fn reset(&self) {
+        self.lasting.store(0, Ordering::Release);
+        self.page.set(reg::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
+        self.page.set(reg::VIRTIO_MMIO_STATUS, 0);
     }
 
     /// Tells the driver that the configuration space has changed, and starts a new generation of it; `config` is what it

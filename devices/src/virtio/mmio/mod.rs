@@ -175,9 +175,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.select_features(value),
             reg::VIRTIO_MMIO_QUEUE_SEL => self.registers.queue_sel = value,
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.page().clear_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, value);
-            }
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             reg::VIRTIO_MMIO_STATUS => {
                 self.write_status(value);
                 // Until it is active, the device cannot tell of changes itself.
@@ -283,8 +281,7 @@ impl MmioTransport {
         self.device.reset();
         self.active = false;
         self.registers.reset();
-        self.page().set(reg::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
-        self.page().set(reg::VIRTIO_MMIO_STATUS, 0);
+        self.interrupt.reset();
     }
 }
 

@@ -1,5 +1,6 @@
 //! A network device (specification section 5.1) with one receive and one transmit queue. Frames go straight between
-//! guest memory and a [`Backend`]: a [`Tap`] interface, or a [`FrameSocket`] to a program such as passt.
+//! guest memory and a [`Backend`]: a [`Tap`] interface, or a [`FrameSocket`] to a program such as passt. With a tap interface,
+//! the host's kernel can do all of that work: [`VhostNet`].
 //!
 //! This file is the side that faces the transport, `events` the one that faces the event loop; `receive` and `transmit`
 //! walk the queues.
@@ -11,6 +12,7 @@ mod receive;
 mod scatter;
 mod tap;
 mod transmit;
+mod vhost;
 
 use std::io;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub use self::backend::{Backend, HEADER, MAX_FRAME, MIN_FRAME, Received};
 pub use self::frame_socket::FrameSocket;
 pub use self::tap::{Tap, TapError};
+pub use self::vhost::{VhostError, VhostNet};
 
 use self::receive::Receiver;
 use self::transmit::Transmitter;
@@ -40,6 +43,13 @@ use crate::rate_limiter::{RateLimiter, RateLimits};
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+
+/// What the device can do whatever it is connected to.
+const OWN_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_STATUS
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 /// What the driver is told, and how much it may do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,16 +128,20 @@ impl Net {
         })
     }
 
-    /// mac, status, max_virtqueue_pairs (which says nothing without VIRTIO_NET_F_MQ), mtu (section 5.1.4).
     fn config_space(&self) -> [u8; 12] {
-        let mut space = [0; 12];
-        space[..6].copy_from_slice(&self.settings.mac);
-        if self.link_up {
-            space[6..8].copy_from_slice(&VIRTIO_NET_S_LINK_UP.to_le_bytes()[..2]);
-        }
-        space[10..].copy_from_slice(&self.settings.mtu.unwrap_or_default().to_le_bytes());
-        space
+        config_space(&self.settings, self.link_up)
     }
+}
+
+/// mac, status, max_virtqueue_pairs (which says nothing without VIRTIO_NET_F_MQ), mtu (section 5.1.4).
+fn config_space(settings: &Settings, link_up: bool) -> [u8; 12] {
+    let mut space = [0; 12];
+    space[..6].copy_from_slice(&settings.mac);
+    if link_up {
+        space[6..8].copy_from_slice(&VIRTIO_NET_S_LINK_UP.to_le_bytes()[..2]);
+    }
+    space[10..].copy_from_slice(&settings.mtu.unwrap_or_default().to_le_bytes());
+    space
 }
 
 impl VirtioDevice for Net {
@@ -140,15 +154,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let own = [
-            VIRTIO_RING_F_EVENT_IDX,
-            VIRTIO_RING_F_INDIRECT_DESC,
-            VIRTIO_NET_F_MAC,
-            VIRTIO_NET_F_STATUS,
-            VIRTIO_NET_F_MRG_RXBUF,
-        ];
-        let mtu = self.settings.mtu.map(|_| VIRTIO_NET_F_MTU);
-        own.into_iter().chain(mtu).fold(self.backend.offloads(), |features, bit| features | 1 << bit)
+        let mtu = self.settings.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
+        OWN_FEATURES | self.backend.offloads() | mtu
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
