@@ -36,6 +36,8 @@ fn network_options_that_are_none() {
         ("tap:t,gateway=10.0.0.1", "gateway"),
         ("user,rx-ops=0", "rx-ops"),
         ("user,speed=1", "speed"),
+        ("user,vhost", "vhost"),
+        ("tap:t,vhost,tx-ops=1/s", "tx-ops"),
     ] {
         run(&["--network", network]).finish().expect_error(125, &["--network", word]);
     }

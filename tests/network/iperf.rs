@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{tap, user};
+use super::{tap, user, vhost};
 use crate::harness::installed::{self, Kernel};
 use crate::harness::{Amphi, Case, Isolation, netns, rootfs, vm};
 
@@ -22,6 +22,8 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         vm("iperf_over_tap", || netns::run(|| over_tap(&installed::own()))),
         vm("iperf_over_tap_on_a_stock_kernel", move || netns::run(|| over_tap(&stock()))),
+        vm("iperf_over_vhost", || netns::run(|| over_vhost(&installed::own()))),
+        vm("iperf_over_vhost_on_a_stock_kernel", move || netns::run(|| over_vhost(&stock()))),
         vm("iperf_over_passt", || netns::run(|| over_passt(&installed::own()))),
         vm("iperf_over_passt_on_a_stock_kernel", move || netns::run(|| over_passt(&stock()))),
         vm("iperf_into_a_published_port", || netns::run(into_a_published_port)),
@@ -76,6 +78,11 @@ impl Drop for Server {
 fn over_tap(kernel: &Kernel) {
     tap::make();
     both_ways(kernel, tap::HOST, tap::NETWORK);
+}
+
+fn over_vhost(kernel: &Kernel) {
+    vhost::make();
+    both_ways(kernel, tap::HOST, &vhost::network());
 }
 
 fn over_passt(kernel: &Kernel) {

@@ -4,9 +4,10 @@ mod errors;
 mod iperf;
 mod tap;
 mod user;
+mod vhost;
 
 use crate::harness::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    [tap::cases(), user::cases(), iperf::cases(), errors::cases()].into_iter().flatten().collect()
+    [tap::cases(), vhost::cases(), user::cases(), iperf::cases(), errors::cases()].into_iter().flatten().collect()
 }

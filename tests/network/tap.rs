@@ -16,13 +16,14 @@ pub(super) const NETWORK: &str = "tap:tap0,ip=192.0.2.2/24,gateway=192.0.2.1,dns
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        vm("tap_with_own_kernel", || netns::run(|| ping_and_tcp(&installed::own()))),
-        vm("tap_with_stock_kernel_6_1", || netns::run(|| ping_and_tcp(&installed::stock("6.1.")))),
-        vm("tap_with_stock_kernel_6_12", || netns::run(|| ping_and_tcp(&installed::stock("6.12.")))),
+        vm("tap_with_own_kernel", || netns::run(|| ping_and_tcp(&installed::own(), NETWORK))),
+        vm("tap_with_stock_kernel_6_1", || netns::run(|| ping_and_tcp(&installed::stock("6.1."), NETWORK))),
+        vm("tap_with_stock_kernel_6_12", || netns::run(|| ping_and_tcp(&installed::stock("6.12."), NETWORK))),
         vm("tap_of_which_nothing_is_said", || netns::run(tap_of_which_nothing_is_said)),
-        vm("tap_moves_a_gibibyte_unharmed", || netns::run(|| moves_a_gibibyte_unharmed(&installed::own()))).alone(),
+        vm("tap_moves_a_gibibyte_unharmed", || netns::run(|| moves_a_gibibyte_unharmed(&installed::own(), NETWORK)))
+            .alone(),
         vm("tap_moves_a_gibibyte_unharmed_on_a_stock_kernel", || {
-            netns::run(|| moves_a_gibibyte_unharmed(&installed::stock("6.12.")));
+            netns::run(|| moves_a_gibibyte_unharmed(&installed::stock("6.12."), NETWORK));
         })
         .alone(),
         vm("tap_rates_are_limited", || netns::run(tap_rates_are_limited)),
@@ -48,7 +49,7 @@ pub(super) fn connect(address: impl Into<std::net::IpAddr>, port: u16) -> TcpStr
     }
 }
 
-fn ping_and_tcp(kernel: &Kernel) {
+pub(super) fn ping_and_tcp(kernel: &Kernel, network: &str) {
     make();
     let listener = TcpListener::bind((HOST, 5000)).unwrap();
     let server = std::thread::spawn(move || {
@@ -62,7 +63,7 @@ fn ping_and_tcp(kernel: &Kernel) {
         "ping -c 2 -W 10 {HOST} >/dev/null && echo pinged; echo there | nc {HOST} 5000; cat /etc/resolv.conf; \
          cat /sys/class/net/eth0/address; nc -l -p 7000"
     );
-    let mac = format!("{NETWORK},mac=02:00:5e:00:53:01");
+    let mac = format!("{network},mac=02:00:5e:00:53:01");
     let started = Amphi::sh(Isolation::Vm, &script).with(["--kernel", &kernel.name, "--network", &mac]).start();
     assert_eq!(server.join().unwrap(), ("there\n".to_owned(), GUEST.into()));
     let mut stream = connect(GUEST, 7000);
@@ -81,11 +82,9 @@ fn tap_of_which_nothing_is_said() {
     assert!(!has_interface("mine0"), "it goes with the microVM");
 }
 
-/// 64 MiB of noise to the guest once, and back fifteen times. What comes back is compared byte by byte.
-fn moves_a_gibibyte_unharmed(kernel: &Kernel) {
-    const SIZE: usize = 64 << 20;
-    make();
-    let mut noise = vec![0; SIZE];
+/// Bytes that nobody makes by accident.
+pub(super) fn noise(len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
     let mut state = 1_u64;
     for word in noise.chunks_exact_mut(8) {
         state ^= state << 13;
@@ -93,9 +92,17 @@ fn moves_a_gibibyte_unharmed(kernel: &Kernel) {
         state ^= state << 17;
         word.copy_from_slice(&state.to_le_bytes());
     }
+    noise
+}
+
+/// 64 MiB of noise to the guest once, and back fifteen times. What comes back is compared byte by byte.
+pub(super) fn moves_a_gibibyte_unharmed(kernel: &Kernel, network: &str) {
+    const SIZE: usize = 64 << 20;
+    make();
+    let noise = noise(SIZE);
     let listener = TcpListener::bind((HOST, 5000)).unwrap();
     let script = format!("nc {HOST} 5000 </dev/null >/tmp/noise; httpd -p 80 -h /tmp; echo ready; nc -l -p 7000");
-    let options = ["--kernel", &kernel.name, "--network", NETWORK, "--memory", "512M"];
+    let options = ["--kernel", &kernel.name, "--network", network, "--memory", "512M"];
     let started = Amphi::sh(Isolation::Vm, &script).with(options).start();
     // So much takes minutes in a lab that shares its processor.
     let started = started.within(world::seconds(150));

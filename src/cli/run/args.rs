@@ -87,7 +87,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
     /// Network: none, user (the host's connections, by passt) or tap:NAME (vm only, but for none). Options behind commas:
-    /// mac=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; with tap: also ip=ADDRESS/PREFIX, gateway=, dns=
+    /// mac=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=; with tap: also ip=ADDRESS/PREFIX, gateway=, dns=, vhost
     #[arg(long, value_name = "NETWORK[,OPTION]...", default_value = "none")]
     network: Network,
     /// Accepted for docker's sake: PID 1 reaps orphans and passes signals on in both isolations anyway

@@ -16,7 +16,6 @@ use amphi_devices::virtio::VirtioDevice;
 use amphi_devices::virtio::balloon::{Balloon, BalloonFeatures};
 use amphi_devices::virtio::console::{Console, Port};
 use amphi_devices::virtio::mmio::{self, MmioTransport, RegisterPages};
-use amphi_devices::virtio::net::Net;
 use amphi_devices::virtio::rng::Rng;
 use amphi_devices::virtio::vsock::Vsock;
 use amphi_devices::{Bus, BusDevice, Interrupt, timer};
@@ -31,6 +30,7 @@ use super::error::VmError;
 use super::event_loop::{EventLoop, Subscriber};
 use super::host_socket::HostSocket;
 use super::memory::GuestMemory;
+use super::network::NetworkDevice;
 use super::pmem::{PmemFile, PmemRange};
 use super::seccomp;
 use super::state::{MachineState, Silence};
@@ -51,7 +51,7 @@ pub(super) struct Devices {
     /// Files as persistent memory, likewise.
     pub(super) pmem: Vec<PmemFile>,
     /// The network device.
-    pub(super) network: Option<Net>,
+    pub(super) network: Option<NetworkDevice>,
     /// The volumes, in the order of their tags.
     pub(super) volumes: Vec<OpenVolume>,
     /// What the user has asked for.
@@ -121,8 +121,10 @@ impl DeviceSet {
             let device = range.device().map_err(VmError::host("make persistent memory"))?;
             builder.add_virtio(device, Notify::EventFd)?;
         }
-        if let Some(network) = devices.network {
-            builder.add_virtio(network, Notify::EventFd)?;
+        match devices.network {
+            Some(NetworkDevice::Own(network)) => drop(builder.add_virtio(network, Notify::EventFd)?),
+            Some(NetworkDevice::Vhost(network)) => drop(builder.add_virtio(network, Notify::Kernel)?),
+            None => {}
         }
         let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;
         builder.add_virtio(rng, Notify::Call)?;
@@ -236,6 +238,8 @@ enum Notify {
     Call,
     /// KVM turns what the guest writes into an eventfd, and nobody hears of an interrupt's acknowledgement.
     EventFd,
+    /// The same, and the host's kernel, which does the device's work, interrupts by an eventfd.
+    Kernel,
 }
 
 /// An edge-triggered interrupt line, raised by calls: an irqfd would leave it to another thread of the kernel's wherever the
@@ -243,6 +247,8 @@ enum Notify {
 struct Line {
     vm: Arc<VmFd>,
     gsi: u32,
+    /// Attached to the line as well, for others than this process.
+    event: Option<EventFd>,
 }
 
 impl Interrupt for Line {
@@ -250,6 +256,10 @@ impl Interrupt for Line {
         let set =
             |level| self.vm.set_irq_line(self.gsi, level).map_err(|error| io::Error::from_raw_os_error(error.errno()));
         set(true).and_then(|()| set(false))
+    }
+
+    fn event(&self) -> Option<&EventFd> {
+        self.event.as_ref()
     }
 }
 
@@ -265,7 +275,14 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn interrupt(&self, gsi: u32) -> Box<dyn Interrupt> {
-        Box::new(Line { vm: Arc::clone(self.vm), gsi })
+        Box::new(Line { vm: Arc::clone(self.vm), gsi, event: None })
+    }
+
+    /// The same with an eventfd.
+    fn interrupt_of_kernel(&self, gsi: u32) -> Result<Box<dyn Interrupt>, VmError> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(VmError::host("make an interrupt's eventfd"))?;
+        self.vm.register_irqfd(&event, gsi).map_err(VmError::kvm("attach a virtio device's interrupt"))?;
+        Ok(Box::new(Line { vm: Arc::clone(self.vm), gsi, event: Some(event) }))
     }
 
     fn add_port(&mut self, port: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), VmError> {
@@ -367,11 +384,12 @@ impl Builder<'_> {
         })?;
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let base = layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_MMIO_LEN;
-        let line = self.interrupt(layout::VIRTIO_GSI + index);
+        let gsi = layout::VIRTIO_GSI + index;
+        let line = if notify == Notify::Kernel { self.interrupt_of_kernel(gsi)? } else { self.interrupt(gsi) };
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::with_registers(self.memory.clone(), Box::new(Arc::clone(&device)), line, page)
             .map_err(VmError::host("make a virtio transport"))?;
-        if notify == Notify::EventFd {
+        if notify != Notify::Call {
             let attach = |event: &EventFd, offset, data: u32| {
                 let attached = self.vm.register_ioevent(event, &IoEventAddress::Mmio(base + offset), data);
                 attached.map_err(VmError::kvm("attach a virtio device's event"))

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use amphi_devices::rate_limiter::RateLimits;
-use amphi_devices::virtio::net::{Backend, FrameSocket, Net, Settings, Tap, TapError};
+use amphi_devices::virtio::net::{Backend, FrameSocket, Net, Settings, Tap, TapError, VhostError, VhostNet};
 use amphi_guest_init::Interface;
 
 use super::error::VmError;
@@ -35,9 +35,28 @@ pub enum NetworkError {
         /// Why.
         source: TapError,
     },
+    /// The host's kernel cannot move the packets.
+    #[error("--network tap:{name},vhost cannot be had{hint}")]
+    Vhost {
+        /// The interface.
+        name: String,
+        /// What to do, in parentheses.
+        hint: &'static str,
+        /// Why.
+        source: VhostError,
+    },
     /// There is no passt, or it cannot do its work.
     #[error(transparent)]
     Passt(#[from] PasstError),
+}
+
+/// A microVM's network device.
+#[allow(clippy::large_enum_variant, reason = "a machine has one at most, and moves it once")]
+pub(super) enum NetworkDevice {
+    /// amphi moves its frames.
+    Own(Net),
+    /// The host's kernel does.
+    Vhost(VhostNet),
 }
 
 /// What is on the other end of a machine's network device, if that is a process. The machine's end ends it.
@@ -52,7 +71,7 @@ impl Connection {
 }
 
 /// Connects a device to `network`. A process on the other end gets ready meanwhile.
-pub(super) fn connect(network: &Network) -> Result<(Option<Net>, Connection), VmError> {
+pub(super) fn connect(network: &Network) -> Result<(Option<NetworkDevice>, Connection), VmError> {
     let (device, passt) = match network {
         Network::None => return Ok((None, Connection(None))),
         Network::User(user) => {
@@ -63,20 +82,28 @@ pub(super) fn connect(network: &Network) -> Result<(Option<Net>, Connection), Vm
         Network::Tap(tap) => {
             let backend = Tap::open(&tap.name).map_err(|source| tap_error(&tap.name, source))?;
             let mtu = backend.mtu();
+            if tap.vhost {
+                let device = VhostNet::new(backend, settings(&tap.link, mtu));
+                let device = device.map_err(|source| vhost_error(&tap.name, source))?;
+                return Ok((Some(NetworkDevice::Vhost(device)), Connection(None)));
+            }
             (device(Box::new(backend), &tap.link, mtu)?, None)
         }
     };
-    Ok((Some(device), Connection(passt)))
+    Ok((Some(NetworkDevice::Own(device)), Connection(passt)))
 }
 
 fn device(backend: Box<dyn Backend>, link: &Link, mtu: u16) -> Result<Net, VmError> {
-    let settings = Settings {
+    Net::new(backend, settings(link, mtu)).map_err(VmError::host("make the network device"))
+}
+
+fn settings(link: &Link, mtu: u16) -> Settings {
+    Settings {
         mac: link.mac.unwrap_or_else(MacAddress::random).octets(),
         mtu: Some(mtu),
         receive: limits(link.receive),
         transmit: limits(link.transmit),
-    };
-    Net::new(backend, settings).map_err(VmError::host("make the network device"))
+    }
 }
 
 fn limits(limits: LinkLimits) -> RateLimits {
@@ -94,6 +121,19 @@ fn tap_error(name: &str, source: TapError) -> NetworkError {
         TapError::Name(_) | TapError::SetUp { .. } => String::new(),
     };
     NetworkError::Tap { name: name.to_owned(), hint, source }
+}
+
+fn vhost_error(name: &str, source: VhostError) -> NetworkError {
+    let hint = match &source {
+        VhostError::Open(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            " (it takes permission to read and write /dev/vhost-net; or leave vhost out)"
+        }
+        VhostError::Open(_) => {
+            " (the host's kernel needs the module vhost_net: modprobe vhost_net; or leave vhost out)"
+        }
+        VhostError::SetUp { .. } | VhostError::Limits => " (leave vhost out)",
+    };
+    NetworkError::Vhost { name: name.to_owned(), hint, source }
 }
 
 /// What the guest does with its network interface; `None` where it has none.

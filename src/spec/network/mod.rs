@@ -37,6 +37,19 @@ pub struct Link {
     pub transmit: LinkLimits,
 }
 
+impl Link {
+    /// The option of the first limit that there is.
+    fn first_limit(&self) -> Option<&'static str> {
+        let limits = [
+            ("rx-bandwidth", self.receive.bandwidth),
+            ("rx-ops", self.receive.operations),
+            ("tx-bandwidth", self.transmit.bandwidth),
+            ("tx-ops", self.transmit.operations),
+        ];
+        limits.iter().find(|(_, limit)| limit.is_some()).map(|(option, _)| *option)
+    }
+}
+
 /// Limits on one direction of an interface. `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LinkLimits {
@@ -68,13 +81,16 @@ pub struct TapNetwork {
     pub gateway: Option<Ipv4Addr>,
     /// Name servers, written to `/etc/resolv.conf`.
     pub dns: Vec<Ipv4Addr>,
+    /// Whether the host's kernel moves the packets (vhost-net), and not amphi. Not to be had with limits.
+    #[serde(default)]
+    pub vhost: bool,
 }
 
 impl TapNetwork {
     /// The tap interface `name`, with nothing else said.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), link: Link::default(), address: None, gateway: None, dns: Vec::new() }
+        Self { name: name.into(), link: Link::default(), address: None, gateway: None, dns: Vec::new(), vhost: false }
     }
 }
 
@@ -88,6 +104,9 @@ impl Network {
     /// The rules that involve more than one setting.
     pub(super) fn check(&self) -> Result<(), ParseNetworkError> {
         let Self::Tap(tap) = self else { return Ok(()) };
+        if let Some(limit) = tap.link.first_limit().filter(|_| tap.vhost) {
+            return Err(ParseNetworkError::VhostLimit(limit));
+        }
         match (tap.address, tap.gateway) {
             (Some((_, prefix)), _) if prefix == 0 || prefix > 32 => {
                 Err(ParseNetworkError::Value { key: "ip", value: format!("a prefix of {prefix} bits") })

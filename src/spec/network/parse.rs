@@ -44,6 +44,11 @@ pub enum ParseNetworkError {
         /// What is wrong.
         problem: ParseRateError,
     },
+    /// Nobody would keep this limit.
+    #[error(
+        "vhost and {0}= exclude each other: amphi sees none of the packets that the host's kernel moves. Leave one of them out"
+    )]
+    VhostLimit(&'static str),
     /// The gateway cannot be reached.
     #[error("gateway={0} is not in the network that ip=ADDRESS/PREFIX names")]
     Gateway(Ipv4Addr),
@@ -51,7 +56,7 @@ pub enum ParseNetworkError {
 
 const USER_OPTIONS: &str = "mac=, rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=";
 const TAP_OPTIONS: &str =
-    "mac=, ip=ADDRESS/PREFIX, gateway=, dns= (may be repeated), rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=";
+    "mac=, ip=ADDRESS/PREFIX, gateway=, dns= (may be repeated), rx-bandwidth=, rx-ops=, tx-bandwidth=, tx-ops=, vhost";
 
 impl FromStr for Network {
     type Err = ParseNetworkError;
@@ -114,6 +119,10 @@ impl TapNetwork {
         if self.link.set(option)? {
             return Ok(());
         }
+        if option == "vhost" {
+            self.vhost = true;
+            return Ok(());
+        }
         match option.split_once('=') {
             Some(("ip", value)) => {
                 let network = value.split_once('/').and_then(|(address, prefix)| {
@@ -159,6 +168,17 @@ mod tests {
         assert_eq!(tap.dns.len(), 2);
         assert_eq!(tap.link.receive.bandwidth, "1M/s".parse().ok());
         assert_eq!(tap.link.transmit.operations, "9".parse().ok());
+        assert!(!tap.vhost);
+        assert!(matches!(parse("tap:t,vhost,mac=02:00:00:00:00:01"), Ok(Network::Tap(tap)) if tap.vhost));
+    }
+
+    #[test]
+    fn a_network_that_the_kernel_moves_has_no_limits() {
+        for limit in ["rx-bandwidth", "rx-ops", "tx-bandwidth", "tx-ops"] {
+            for text in [format!("tap:t,vhost,{limit}=1/s"), format!("tap:t,{limit}=1/s,vhost")] {
+                assert_eq!(parse(&text), Err(ParseNetworkError::VhostLimit(limit)), "{text}");
+            }
+        }
     }
 
     #[test]
@@ -185,6 +205,8 @@ mod tests {
             "tap:t,gateway=192.0.2.1",
             "tap:t,ip=192.0.2.2/24,gateway=192.0.3.1",
             "tap:t,speed=1",
+            "tap:t,vhost=maybe",
+            "user,vhost",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

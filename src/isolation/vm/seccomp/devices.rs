@@ -2,7 +2,7 @@
 
 use super::rules::{
     DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, SET_NONBLOCKING, TERMINAL_RESTORE,
-    THREAD_NAME, UNIX_SOCKETS, ioctl,
+    THREAD_NAME, UNIX_SOCKETS, VHOST_SET_BACKEND, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -17,7 +17,15 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
         libc::SYS_ioctl,
         Rule::AllowIf {
             argument: 1,
-            test: Test::OneOf(&[KVM_IRQ_LINE, BLOCK_DISCARD, BLOCK_ZERO_OUT, SET_NONBLOCKING, TERMINAL_RESTORE]),
+            test: Test::OneOf(&[
+                KVM_IRQ_LINE,
+                BLOCK_DISCARD,
+                BLOCK_ZERO_OUT,
+                SET_NONBLOCKING,
+                TERMINAL_RESTORE,
+                // A pause, and its end.
+                VHOST_SET_BACKEND,
+            ]),
         },
     ),
     // vsock: a connection of the guest's becomes one to a socket of the host's.

@@ -1,7 +1,8 @@
 //! Threads that follow a microVM from outside: in the command its main thread, and the one that takes signals.
 
 use super::rules::{
-    KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME, WRITE, ioctl,
+    KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME,
+    VHOST_SET_BACKEND, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -50,6 +51,8 @@ const IOCTLS: &[u32] = &[
     // The interrupt that tells a guest of a new generation.
     KVM_IRQ_LINE,
     SET_NONBLOCKING,
+    // The host's kernel lets go of guest memory before that is unmapped.
+    VHOST_SET_BACKEND,
     // The probe: KVM_CREATE_VM, CHECK_EXTENSION, GET_VCPU_MMAP_SIZE, GET_SUPPORTED_CPUID, CREATE_VCPU,
     // SET_USER_MEMORY_REGION, RUN, GET_REGS, SET_REGS, GET_SREGS, SET_SREGS, SET_CPUID2.
     ioctl(NONE, 0, KVM, 0x01),

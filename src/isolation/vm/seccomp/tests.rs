@@ -105,6 +105,16 @@ fn arguments_decide_where_they_must() {
             assert_eq!(verdict(filter, libc::SYS_ioctl, [3, request, 0]), TRAP, "{request:#x}");
         }
     }
+    let (set_owner, set_memory, set_backend) = (0xaf01, 0x4008_af03, 0x4008_af30);
+    assert_eq!(verdict(&VCPU_FILTER, libc::SYS_ioctl, [3, set_memory, 0]), ALLOW, "VHOST_SET_MEM_TABLE");
+    for (filter, _) in filters() {
+        let expected = if std::ptr::eq(filter, &raw const VOLUME_FILTER[..]) { TRAP } else { ALLOW };
+        assert_eq!(verdict(filter, libc::SYS_ioctl, [3, set_backend, 0]), expected, "VHOST_NET_SET_BACKEND");
+        assert_eq!(verdict(filter, libc::SYS_ioctl, [3, set_owner, 0]), TRAP, "VHOST_SET_OWNER");
+        if !std::ptr::eq(filter, &raw const VCPU_FILTER[..]) {
+            assert_eq!(verdict(filter, libc::SYS_ioctl, [3, set_memory, 0]), TRAP, "VHOST_SET_MEM_TABLE");
+        }
+    }
     assert_eq!(verdict(&DEVICES_FILTER, libc::SYS_socket, [libc::AF_UNIX.cast_unsigned(), 0, 0]), ALLOW);
     assert_eq!(verdict(&VCPU_FILTER, libc::SYS_tgkill, [1, 1, libc::SIGRTMIN().cast_unsigned()]), ALLOW);
     assert_eq!(verdict(&VCPU_FILTER, libc::SYS_tgkill, [1, 1, libc::SIGKILL.cast_unsigned()]), TRAP);

@@ -2,7 +2,7 @@
 
 use super::rules::{
     DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, TERMINAL_RESTORE,
-    THREAD_NAME, WRITE, ioctl,
+    THREAD_NAME, VHOST_SET_BACKEND, VHOST_SET_UP, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
@@ -26,6 +26,16 @@ const IOCTLS: &[u32] = &[
     KVM_INTERRUPT,
     TUN_SET_OFFLOAD,
     TERMINAL_RESTORE,
+    // The same for a network device whose frames the host's kernel moves.
+    VHOST_SET_BACKEND,
+    VHOST_SET_UP[0],
+    VHOST_SET_UP[1],
+    VHOST_SET_UP[2],
+    VHOST_SET_UP[3],
+    VHOST_SET_UP[4],
+    VHOST_SET_UP[5],
+    VHOST_SET_UP[6],
+    VHOST_SET_UP[7],
     // A reset: KVM_GET_MP_STATE, SET_NESTED_STATE, SET_REGS, SET_SREGS, SET_XSAVE, SET_XCRS, SET_DEBUGREGS, SET_LAPIC, SET_MSRS,
     // GET_MSRS (what became of one that cannot be set), SET_VCPU_EVENTS, SET_MP_STATE. All of them are about this vCPU's own state.
     ioctl(READ, 4, KVM, 0x98),
