@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use amphi::kernel::Kernel;
 
@@ -24,6 +25,11 @@ pub(crate) fn socket(directory: &Path, name: &str) -> PathBuf {
 pub(crate) fn all(directory: &Path) -> Result<Vec<Subject>, String> {
     let files = Files::prepare(directory).map_err(|error| format!("preparing the inputs: {error}"))?;
     let mut subjects = vec![files.amphi()];
+    if has_vhost() {
+        subjects.push(files.amphi_with_vhost());
+    } else {
+        progress("no /dev/vhost-net here: amphi is not measured with it");
+    }
     match std::env::var_os("FIRECRACKER").filter(|path| !path.is_empty()) {
         Some(program) => {
             fs::copy(&program, directory.join("firecracker")).map_err(|e| format!("{}: {e}", program.display()))?;
@@ -36,6 +42,14 @@ pub(crate) fn all(directory: &Path) -> Result<Vec<Subject>, String> {
         None => progress("no qemu-system-x86_64 here, nor QEMU=PATH given: not compared"),
     }
     Ok(subjects)
+}
+
+/// Whether the kernel where VMMs are measured can move a tap interface's packets, once it is asked to. The lab's can.
+fn has_vhost() -> bool {
+    let device = Path::new("/dev/vhost-net");
+    world::must_move()
+        || device.exists()
+        || Command::new("modprobe").arg("vhost_net").status().is_ok() && device.exists()
 }
 
 /// Copies on a memory file system: the lab's view of the host's files is slow.
@@ -72,6 +86,14 @@ impl Files {
             format!("--vsock={}", socket(&self.directory, "amphi").display()),
         ];
         Subject { name: "amphi".to_owned(), is_peer: false, command: words.into(), loads: loads(&[TCP, VSOCK]) }
+    }
+
+    fn amphi_with_vhost(&self) -> Subject {
+        let Subject { mut command, .. } = self.amphi();
+        command.iter_mut().filter(|word| word.starts_with("--network")).for_each(|word| word.push_str(",vhost"));
+        // Its vsock is the same.
+        command.retain(|word| !word.starts_with("--vsock"));
+        Subject { name: "vhost-net".to_owned(), is_peer: false, command, loads: loads(&[TCP]) }
     }
 
     fn firecracker(&self) -> Result<Subject, String> {
