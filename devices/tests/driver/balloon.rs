@@ -104,6 +104,11 @@ fn free_memory_is_taken_in_whole_pages() {
     guest.notify(REPORTING);
     assert_eq!(guest.used(REPORTING), Some((head, 0)));
     assert_eq!(notes.take(), [(0x20_0000, 0x20_0000), (0x1000, 0x2000)]);
+    // The first overflows where it is rounded up.
+    let head = guest.add(REPORTING, &[writable(u64::MAX - 0xf, 0), writable(MEMORY, 0), writable(0x1000, 0x1000)]);
+    guest.notify(REPORTING);
+    assert_eq!(guest.used(REPORTING), Some((head, 0)));
+    assert_eq!(notes.take(), [(0x1000, 0x1000)]);
     guest.add(REPORTING, &[readable(0, 0x1000)]);
     guest.notify(REPORTING);
     assert_eq!(notes.take(), [], "it is not the device's to write");

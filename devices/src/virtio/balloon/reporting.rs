@@ -26,7 +26,11 @@ pub(super) fn take(queue: &mut Queue, memory: &GuestMemoryMmap, reclaim: &dyn Re
                 }
                 ended = !range.has_next();
                 let (address, len) = (range.addr(), range.len());
-                if len > 0 && !memory.check_range(address, len as usize) {
+                // Of nothing, the address may be any.
+                if len == 0 {
+                    continue;
+                }
+                if !memory.check_range(address, len as usize) {
                     return Err(QueueError::OutsideMemory { head, address: address.0, len });
                 }
                 // What the guest calls free is for the device to write (section 5.5.6.7); other ranges are its own.
@@ -49,7 +53,7 @@ pub(super) fn take(queue: &mut Queue, memory: &GuestMemoryMmap, reclaim: &dyn Re
     }
 }
 
-/// The whole pages of a range.
+/// The whole pages of a range, which is in memory.
 fn discard(address: u64, len: u64, reclaim: &dyn Reclaim) {
     let start = address.next_multiple_of(PAGE);
     let end = (address + len) / PAGE * PAGE;
