@@ -32,6 +32,8 @@ pub(crate) fn cases() -> Vec<Case> {
         vm("vhost_whose_driver_is_changed", || netns::run(whose_driver_is_changed)),
         vm("vhost_rests_while_the_guest_is_paused", || netns::run(rests_while_the_guest_is_paused)).alone(),
         vm("vhost_survives_many_pauses", || netns::run(survives_many_pauses)),
+        vm("vhost_begins_anew_with_its_machine", || netns::run(begins_anew_with_its_machine)),
+        vm("vhost_without_its_interface", || netns::run(without_its_interface)).alone(),
         vm("vhost_leaves_nothing_behind", || netns::run(leaves_nothing_behind)).alone(),
         vm("vhost_that_is_missing", || netns::run(that_is_missing)),
     ]
@@ -174,6 +176,40 @@ fn survives_many_pauses() {
     });
     assert!(pauses > 3, "{pauses}");
     assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(0));
+}
+
+/// The reset button, while there is traffic.
+fn begins_anew_with_its_machine() {
+    make();
+    let listener = TcpListener::bind((HOST, 5000)).unwrap();
+    let sandbox = start(&format!("echo hello | nc {HOST} 5000; nc {HOST} 5000 </dev/zero"));
+    for _ in 0..3 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+        drop(stream);
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        sandbox.reset().unwrap();
+    }
+    sandbox.kill(amphi::isolation::Signal::KILL).unwrap();
+    sandbox.wait().unwrap();
+}
+
+/// What the guest sends is lost, and the kernel's thread does not spin.
+fn without_its_interface() {
+    make();
+    let listener = TcpListener::bind((HOST, 5000)).unwrap();
+    let sandbox =
+        start(&format!("nc {HOST} 5000 </dev/null; sleep 1; for i in 1 2 3; do ping -c 1 -W 1 {HOST}; done; exit 5"));
+    listener.accept().unwrap();
+    ip("link del tap0");
+    std::thread::sleep(Duration::from_millis(100));
+    let before = time_of_worker();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(time_of_worker() - before < 10, "ticks");
+    assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(5));
 }
 
 /// However amphi ends: the interface that it made goes, and the kernel's thread.
