@@ -38,7 +38,7 @@ const CONNECTIONS: usize = 8;
 const BYTES: usize = (100 << 20) / CONNECTIONS;
 
 /// The guest's program; see its source.
-fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<TempDir> = OnceLock::new();
     let folder = PROGRAM.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();

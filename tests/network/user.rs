@@ -12,7 +12,7 @@ use crate::harness::netns::{self, ip};
 use crate::harness::{Amphi, Case, Isolation, vm, world};
 
 /// An address of the host's that the guest can reach.
-pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Gives the host an interface with a default route, without which passt does not start.
-pub(super) fn make_host() {
+pub(crate) fn make_host() {
     ip("link add ext0 type dummy");
     ip(&format!("addr add {HOST}/24 dev ext0"));
     ip("link set ext0 up");

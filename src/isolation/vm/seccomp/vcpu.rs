@@ -69,6 +69,11 @@ const ALLOWED: &[libc::c_long] = &[
     // The serial console's output; queues' eventfds and the machine's end; messages of the log and of a panic.
     libc::SYS_write,
     libc::SYS_writev,
+    // What a guest has sent to its console is delivered before the device is reset: to sockets, and to files that say themselves
+    // that a write would wait, or are asked before.
+    libc::SYS_sendmsg,
+    libc::SYS_pwritev2,
+    libc::SYS_poll,
     // Eventfds are emptied; resetting a device disarms its timers and lets go of its descriptors.
     libc::SYS_read,
     libc::SYS_epoll_ctl,

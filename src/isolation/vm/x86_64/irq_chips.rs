@@ -5,7 +5,8 @@ use kvm_ioctls::VmFd;
 
 use crate::isolation::vm::error::VmError;
 
-const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+/// The slave comes before its master: as long as it has something to tell, KVM raises its line at the master.
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_IOAPIC];
 
 /// The state of a VM's interrupt controllers.
 pub(crate) struct IrqChips([kvm_irqchip; CHIPS.len()]);
