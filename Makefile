@@ -70,12 +70,12 @@ debian: setup ## a whole distribution as an image, in both isolations; some minu
 	$(call step,debian: debootstrap, three layers, every file compared)
 	cargo test --test integration --locked -- --ignored debian
 
-fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 each
+fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 of a processor each, JOBS=1 side by side
 	@resources/fuzz $(or $(SECONDS),60) $(TARGET)
 
 fuzz-smoke: ## every fuzz target for a few seconds
 	$(call step,fuzz: a few seconds each)
-	@resources/fuzz 5
+	@JOBS=$$(nproc) resources/fuzz 5
 
 licences: ## licences and double versions of the dependencies
 	$(call step,licences: dependencies)
