@@ -152,6 +152,25 @@ fn write(handle: u64, offset: u64, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_reset_closes_what_is_open() {
+    let mut world = World::new();
+    let file = world.top().join("f");
+    let is_open = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|path| path == file)
+    };
+    world.open("f");
+    assert!(is_open());
+    world.guest.transport.reset();
+    world.guest.run();
+    assert!(!is_open());
+    world.guest.start(0);
+    ask(&mut world.guest, INIT, 0, &words(&[7, 38, 1 << 17, u32::MAX])).unwrap();
+    world.open("f");
+    assert!(is_open());
+}
+
+#[test]
 fn has_a_tag_and_one_queue_for_requests() {
     let mut world = World::new();
     assert_eq!(world.guest.read(0x08), 26, "the device is a file system");

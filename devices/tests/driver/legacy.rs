@@ -165,6 +165,36 @@ fn serial_input_waits_until_the_driver_wants_it() {
 }
 
 #[test]
+fn serial_port_is_as_at_first_after_a_reset() {
+    let registers = |machine: &Machine| [1, 2, 3, 4, 5, 6, 7].map(|offset| machine.read(offset));
+    let (reader, mut writer) = pipe();
+    let mut machine = Machine::new(Some(reader));
+    let first = registers(&machine);
+    machine.write(INTERRUPT_ENABLE, 3);
+    machine.write(MODEM_CONTROL, 1 << 3);
+    writer.write_all(b"not taken").unwrap();
+    machine.run();
+    for (offset, value) in [(MODEM_CONTROL, 1 << 4), (DATA, b'x'), (7, 9), (LINE_CONTROL, 1 << 7), (DATA, 1), (1, 2)] {
+        machine.write(offset, value);
+    }
+    machine.serial.lock().unwrap().reset();
+    machine.run();
+    assert_eq!(registers(&machine), first);
+    machine.write(LINE_CONTROL, 1 << 7);
+    assert_eq!([machine.read(0), machine.read(1)], [12, 0], "the divisor");
+    machine.write(LINE_CONTROL, 0);
+    writer.write_all(b"later").unwrap();
+    machine.run();
+    assert_eq!(machine.receive(), b"", "nobody waits for data, and what was there is gone");
+    machine.write(INTERRUPT_ENABLE, 1);
+    machine.write(MODEM_CONTROL, 1 << 3);
+    machine.run();
+    assert_eq!(machine.receive(), b"later");
+    machine.write(DATA, b'o');
+    assert_eq!(*machine.output.0.lock().unwrap(), b"o");
+}
+
+#[test]
 fn serial_port_takes_bytes_only() {
     let machine = Machine::new(None);
     let mut serial = machine.serial.lock().unwrap();

@@ -226,6 +226,24 @@ fn reset_forgets_everything() {
 }
 
 #[test]
+fn a_reset_of_the_host_is_one_of_the_drivers() {
+    let (mut guest, device) = guest();
+    // Whatever the driver was about: selectors that point elsewhere, a step that it has not finished, a failure.
+    guest.start(0);
+    for (offset, value) in [(0x14, 1), (0x24, 1), (0x30, 1), (STATUS, RUNNING | 128)] {
+        guest.write(offset, value);
+    }
+    device.0.lock().unwrap().interrupt.as_ref().unwrap().needs_reset();
+    guest.transport.reset();
+    assert_eq!(device.0.lock().unwrap().resets, 2, "starting resets too");
+    assert_eq!([guest.read(STATUS), guest.read(INTERRUPT_STATUS), guest.read(0x44)], [0, 0, 0]);
+    assert_eq!(guest.read(0x10), (1 | F_EVENT_IDX) as u32, "the low half of the features is selected");
+    guest.transport.reset();
+    guest.start(0);
+    assert_eq!((guest.read(STATUS), device.0.lock().unwrap().activations.len()), (RUNNING, 2));
+}
+
+#[test]
 fn notifications_reach_the_queue_they_name() {
     let (mut guest, _) = guest();
     guest.write(NOTIFY_OFFSET, 0);

@@ -166,6 +166,8 @@ fn operation(guest: &mut Guest, input: &mut Input<'_>, host: Host<'_>) {
             host(input);
             guest.run();
         }
+        // The machine's reset button.
+        19 => guest.transport.reset(),
         20 | 21 => fuse_request(guest, input),
         _ => {
             let count = input.byte() % 4 + 1;

@@ -102,6 +102,23 @@ fn a_reset_ends_what_was_closing() {
 }
 
 #[test]
+fn a_port_that_reopens_outlasts_its_closing() {
+    let (mut reader, writer) = pipe();
+    let mut driver = Driver::open(vec![Port { reopens: true, ..output(1, writer) }]);
+    driver.send(1, b"one");
+    driver.say(1, PORT_OPEN, 0);
+    driver.say(1, PORT_OPEN, 1);
+    driver.send(1, b"two");
+    driver.say(1, PORT_OPEN, 0);
+    driver.guest.transport.reset();
+    driver.guest.run();
+    driver.start(0);
+    driver.open_ports(&[1]);
+    driver.send(1, b"three");
+    assert_eq!(drain(&mut reader, 11), b"onetwothree");
+}
+
+#[test]
 fn closing_twice_is_closing() {
     let (mut reader, writer) = pipe();
     let (closed, on_closed) = counter();
