@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.push(vm("a_reset_of_every_device_on_a_stock_kernel", || {
         netns::run(|| a_reset_of_every_device(installed::stock("6.12.")))
     }));
+    cases.push(vm("a_reset_with_output_under_way", a_reset_with_output_under_way));
     cases.push(vm("a_paused_guest_is_reset", a_paused_guest_is_reset));
     cases.push(vm("a_reset_by_a_confined_thread", a_reset_by_a_confined_thread));
     cases.push(vm("resets_and_the_end", resets_and_the_end));
@@ -95,6 +96,13 @@ fn line(output: &mut impl BufRead) -> String {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     line.trim_end().to_owned()
+}
+
+/// As [`line`], of a guest that still runs.
+fn line_of_some(output: &mut impl BufRead) -> String {
+    let line = line(output);
+    assert!(!line.is_empty(), "the output has ended");
+    line
 }
 
 /// A disk that counts guests ([`COUNT`]).
@@ -363,6 +371,28 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: no");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// With a reader that takes nothing for a while, so that output waits in the guest, in its queues and in the pipe; and input that no
+/// guest has taken yet.
+fn a_reset_with_output_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reader, mut input) = std::io::pipe().unwrap();
+    let guest = Guest { devices: with_disk(&folder), input: Some(reader.into()), ..Guest::new(installed::own()) };
+    let (sandbox, mut output) =
+        guest.start(&format!("{COUNT} [ $n = 4 ] && {{ echo; read x; echo $x; exit 2; }}; exec yes of guest $n"));
+    for n in 1..=3 {
+        // What of the old one's output was under way may end within a line.
+        let full = format!("of guest {n}");
+        while !line_of_some(&mut output).ends_with(&full) {}
+        thread::sleep(Duration::from_millis(500));
+        sandbox.reset().unwrap();
+    }
+    input.write_all(b"for the last\n").unwrap();
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("guest 4\n\nfor the last\n"), "{}", &text[text.len().saturating_sub(200)..]);
+    assert_eq!(sandbox.wait().unwrap(), ExitStatus::Code(2));
 }
 
 fn a_paused_guest_is_reset() {

@@ -341,3 +341,37 @@ impl Stopper {
         self.0.finish(Ok(MachineExit::Stopped));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an interrupt of the watchdog's was sent for, and how the guest that did not feed it ends.
+    #[test]
+    fn a_new_guest_has_not_been_interrupted() {
+        for (new_guest, expected) in [(false, MachineExit::Watchdog), (true, MachineExit::TripleFault)] {
+            let state = MachineState::new().unwrap();
+            state.interrupt_all();
+            state.pause();
+            state.on_each_vcpu(Arc::new(|_, _| unreachable!("there is none"))).unwrap();
+            if new_guest {
+                state.new_guest();
+                assert!(state.is_paused() && state.request().interrupts() == 0);
+            }
+            state.resume();
+            state.finish(Ok(MachineExit::TripleFault));
+            assert_eq!(state.exit().unwrap().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_machine_that_has_ended_does_nothing_for_anybody() {
+        let state = MachineState::new().unwrap();
+        state.while_it_runs().unwrap();
+        state.finish(Ok(MachineExit::PowerOff));
+        let error = state.on_each_vcpu(Arc::new(|_, _| Ok(()))).unwrap_err();
+        assert!(error.to_string().contains("switched the power off"), "{error}");
+        state.explain(Err(Arc::new(VmError::Failed("a fault".to_owned()))));
+        assert!(matches!(state.while_it_runs(), Err(VmError::Shared(_))));
+    }
+}
