@@ -85,13 +85,12 @@ fn whose_driver_is_changed() {
     }
 }
 
-/// The kernel's threads for process `id`, as all kernels name them: a process of their own, or threads of that one.
-fn workers(id: u32) -> usize {
-    let name = format!("vhost-{id}");
+/// What `proc_pid_stat(5)` says of the kernel's threads for vhost. They are processes of their own, or, from Linux 6.4 on, threads of `id`.
+fn workers(id: u32) -> Vec<String> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
-    let named = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
-    processes.chain(threads).filter(|entry| named(&entry.path())).count()
+    let stats = processes.chain(threads).filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    stats.filter(|stat| stat.contains("(vhost-")).collect()
 }
 
 /// A guest in this process that runs `script`.
@@ -104,13 +103,10 @@ fn start(script: &str) -> VmSandbox {
     sandbox
 }
 
-/// The processor time that the kernel's thread for a machine of this thread's has had, in ticks.
+/// The processor time that the kernel's thread for this process's only machine has had, in ticks.
 fn time_of_worker() -> u64 {
-    let name = format!("(vhost-{})", rustix::thread::gettid().as_raw_nonzero());
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let stats = processes.chain(threads).filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-    let stat = stats.into_iter().find(|stat| stat.contains(&name)).expect("a thread of the kernel's");
+    let workers = workers(std::process::id());
+    let [stat] = workers.as_slice() else { panic!("threads of the kernel's: {workers:?}") };
     let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
     fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
@@ -220,7 +216,7 @@ fn leaves_nothing_behind() {
         let mut started = Amphi::sh(Isolation::Vm, script).with(["--network", "tap:mine0,vhost"]).start();
         started.wait_for_output("up");
         let id = started.id();
-        assert_eq!(workers(id), 1, "threads of the kernel's");
+        assert_eq!(workers(id).len(), 1, "threads of the kernel's");
         assert!(has_interface("mine0"));
         started.signal(signal);
         let finished = started.finish();
@@ -230,8 +226,8 @@ fn leaves_nothing_behind() {
             finished.expect(7)
         };
         let deadline = Instant::now() + world::seconds(5);
-        while workers(id) > 0 || has_interface("mine0") {
-            assert!(Instant::now() < deadline, "{signal:?}: left behind: {} threads", workers(id));
+        while !workers(id).is_empty() || has_interface("mine0") {
+            assert!(Instant::now() < deadline, "{signal:?}: left behind: {:?}", workers(id));
             std::thread::sleep(Duration::from_millis(20));
         }
     }

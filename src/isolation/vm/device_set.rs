@@ -123,7 +123,7 @@ impl DeviceSet {
         }
         match devices.network {
             Some(NetworkDevice::Own(network)) => drop(builder.add_virtio(network, Notify::EventFd)?),
-            Some(NetworkDevice::Vhost(network)) => drop(builder.add_virtio(network, Notify::Kernel)?),
+            Some(NetworkDevice::Vhost(network)) => drop(builder.add_virtio(network.finish()?, Notify::Kernel)?),
             None => {}
         }
         let rng = Rng::new().map_err(VmError::host("make the virtio entropy device"))?;

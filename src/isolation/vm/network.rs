@@ -1,6 +1,7 @@
 //! What a microVM's network device is connected to, and what the guest is told of it.
 
 use std::net::Ipv4Addr;
+use std::thread::{self, JoinHandle};
 
 use amphi_devices::rate_limiter::RateLimits;
 use amphi_devices::virtio::net::{Backend, FrameSocket, Net, Settings, Tap, TapError, VhostError, VhostNet};
@@ -8,6 +9,7 @@ use amphi_guest_init::Interface;
 
 use super::error::VmError;
 use super::passt::{Passt, PasstError};
+use super::signals;
 use crate::spec::{Link, LinkLimits, MacAddress, Network};
 
 /// The guest's module for its network device.
@@ -56,7 +58,28 @@ pub(super) enum NetworkDevice {
     /// amphi moves its frames.
     Own(Net),
     /// The host's kernel does.
-    Vhost(VhostNet),
+    Vhost(PendingVhost),
+}
+
+/// A device that is being made, of which most is waiting for the host's kernel.
+pub(super) struct PendingVhost {
+    /// The tap interface.
+    name: String,
+    thread: JoinHandle<Result<VhostNet, VhostError>>,
+}
+
+impl PendingVhost {
+    fn start(tap: Tap, name: &str, settings: Settings) -> Result<Self, VmError> {
+        let body = move || VhostNet::new(tap, settings);
+        let thread = signals::blocked(|| thread::Builder::new().name("vhost".to_owned()).spawn(body));
+        Ok(Self { name: name.to_owned(), thread: thread.map_err(VmError::host("start a thread"))? })
+    }
+
+    /// The device, when it is made.
+    pub(super) fn finish(self) -> Result<VhostNet, VmError> {
+        let device = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(device.map_err(|source| vhost_error(&self.name, source))?)
+    }
 }
 
 /// What is on the other end of a machine's network device, if that is a process. The machine's end ends it.
@@ -83,8 +106,7 @@ pub(super) fn connect(network: &Network) -> Result<(Option<NetworkDevice>, Conne
             let backend = Tap::open(&tap.name).map_err(|source| tap_error(&tap.name, source))?;
             let mtu = backend.mtu();
             if tap.vhost {
-                let device = VhostNet::new(backend, settings(&tap.link, mtu));
-                let device = device.map_err(|source| vhost_error(&tap.name, source))?;
+                let device = PendingVhost::start(backend, &tap.name, settings(&tap.link, mtu))?;
                 return Ok((Some(NetworkDevice::Vhost(device)), Connection(None)));
             }
             (device(Box::new(backend), &tap.link, mtu)?, None)
