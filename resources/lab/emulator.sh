@@ -33,7 +33,7 @@ prepare_emulator() {
 fetch_emulator() {
   local codename mirror scratch=$cache/qemu.tmp apt
   codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $codename" 2>/dev/null | head -n 1)
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $codename" 2>/dev/null | sed -n 1p)
   [[ $codename == bookworm && -n $mirror ]] || return 1
   rm -rf "$scratch" "$cache/qemu"
   mkdir -p "$scratch"/{lists/partial,packages}

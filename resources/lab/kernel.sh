@@ -10,7 +10,7 @@ lab_modules=(virtio_pci virtio_console virtio_rng 9pnet_virtio 9p overlay kvm_am
 prepare_kernel() {
   lock_cache
   [[ -f $cache/linux/package ]] || fetch_kernel
-  vmlinuz=$(compgen -G "$cache/linux/boot/vmlinuz-*" | head -n 1) || die "no kernel in $cache/linux: remove that folder and try again"
+  vmlinuz=$(compgen -G "$cache/linux/boot/vmlinuz-*" | sed -n 1p) || die "no kernel in $cache/linux: remove that folder and try again"
   release=${vmlinuz##*/vmlinuz-}
   local key
   key=$( { echo "$release" "${lab_modules[@]}"; cat "$here/init" "$here/kernel.sh" "$(command -v busybox)"; } | sha256sum | cut -c 1-16)
@@ -37,7 +37,7 @@ fetch_kernel() {
   dpkg-deb -x "$scratch"/*.deb "$scratch" || die "$package cannot be unpacked into $scratch"
   [[ -d $scratch/lib ]] || ln -s usr/lib "$scratch/lib"
   local modules
-  modules=$(compgen -G "$scratch/lib/modules/*" | head -n 1) || die "$package holds no modules: give another in AMPHI_LAB_KERNEL_PACKAGE"
+  modules=$(compgen -G "$scratch/lib/modules/*" | sed -n 1p) || die "$package holds no modules: give another in AMPHI_LAB_KERNEL_PACKAGE"
   depmod -b "$scratch" "${modules##*/}" || die "depmod failed for ${modules##*/}"
   basename "$scratch"/*.deb .deb >"$scratch/package"
   rm "$scratch"/*.deb
