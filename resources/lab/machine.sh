@@ -5,10 +5,24 @@
 
 # Folders of earlier labs that were killed with SIGKILL; a running lab holds its lock.
 remove_stale_runs() {
-  local stale
+  local stale lock
   for stale in "${TMPDIR:-/tmp}"/amphi-lab.*; do
     [[ -f $stale/lock && -O $stale ]] || continue
-    flock -n "$stale/lock" rm -rf "$stale" || true
+    { exec {lock}<"$stale/lock"; } 2>/dev/null || continue
+    ! flock -n "$lock" || rm -rf "$stale"
+    exec {lock}<&-
+  done
+}
+
+# A folder of this lab's, locked.
+make_run() {
+  while :; do
+    run=$(mktemp -d "${TMPDIR:-/tmp}/amphi-lab.XXXXXX")
+    exec {held}>"$run/lock"
+    flock "$held"
+    # Before that, another lab may have taken it for a stale one.
+    [[ ! $run/lock -ef /dev/fd/$held ]] || return 0
+    exec {held}>&-
   done
 }
 
@@ -48,13 +62,11 @@ run_machine() {
   feeder=''
   exec {in}</dev/null
   remove_stale_runs
-  run=$(mktemp -d "${TMPDIR:-/tmp}/amphi-lab.XXXXXX")
+  make_run
   trap stop_machine EXIT
   trap 'stop_machine; exit 130' INT
   trap 'stop_machine; exit 143' TERM
   trap 'stop_machine; exit 129' HUP
-  exec {held}>"$run/lock"
-  flock "$held"
 
   folder "the current folder" "$PWD" >/dev/null
   write_job "$@" >"$run/job"
