@@ -3,8 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use amphi::isolation::Stdio;
 use amphi::isolation::vm::{VmIsolation, VmSandbox};
@@ -12,7 +10,7 @@ use amphi::spec::{Balloon, VmDevices};
 use amphi::{ExitStatus, Image, RunSpec, Sandbox};
 
 use crate::harness::installed::{self, Kernel, WithKernel};
-use crate::harness::world::seconds;
+use crate::harness::world::{seconds, until};
 use crate::harness::{Amphi, Case, Isolation, rootfs, vm};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -46,16 +44,6 @@ fn resident() -> u64 {
     lines.find(|line| line.starts_with("Rss:")).and_then(number).unwrap() << 10
 }
 
-/// Waits until `condition` holds.
-#[track_caller]
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + seconds(15);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn gives_memory_back_and_returns_it() {
     let image = Image::open(&format!("dir:{}", rootfs::busybox().display())).unwrap();
     let fill = "dd if=/dev/zero of=/dev/shm/x bs=1M count=80 2>/dev/null && rm /dev/shm/x && echo";
@@ -81,17 +69,19 @@ fn gives_memory_back_and_returns_it() {
     assert!(full > 80 * MIB, "{full}");
 
     sandbox.set_balloon(140 * MIB).unwrap();
-    until("the balloon fills", || sandbox.balloon().unwrap().actual == 140 * MIB);
+    until(seconds(15), "the balloon fills", || sandbox.balloon().unwrap().actual == 140 * MIB);
     let lent = resident();
     assert!(lent + 40 * MIB < full, "{full} bytes, and then {lent}");
     let before = sandbox.balloon().unwrap().statistics;
-    until("the guest tells how it is doing", || sandbox.balloon().unwrap().statistics.reports > before.reports + 1);
+    until(seconds(15), "the guest tells how it is doing", || {
+        sandbox.balloon().unwrap().statistics.reports > before.reports + 1
+    });
     let statistics = sandbox.balloon().unwrap().statistics;
     // A balloon that yields when memory is short counts as memory that is used.
     assert!(statistics.free.unwrap() + 140 * MIB < statistics.total.unwrap(), "{statistics:?}");
 
     sandbox.set_balloon(0).unwrap();
-    until("the balloon empties", || sandbox.balloon().unwrap().actual == 0);
+    until(seconds(15), "the balloon empties", || sandbox.balloon().unwrap().actual == 0);
     input.write_all(b"go\n").unwrap();
     let mut line = [0; 6];
     output.read_exact(&mut line).unwrap();
@@ -118,7 +108,7 @@ fn reports_free_memory(kernel: &Kernel) {
     let pid = started.id();
     let peak = status(pid, "VmHWM");
     assert!(peak > 120 * MIB, "{peak}");
-    until("the process's memory comes back", || status(pid, "VmRSS") + 80 * MIB < peak);
+    until(seconds(15), "the process's memory comes back", || status(pid, "VmRSS") + 80 * MIB < peak);
 }
 
 /// What `script` writes in a guest with 200 MiB once less than `free` KiB of them are free.

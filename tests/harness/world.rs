@@ -5,7 +5,8 @@
 //!   this very program runs once more with the same filter: the microVMs, and the containers again, on pure cgroup v2.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Arguments;
 
@@ -21,6 +22,16 @@ pub(crate) fn patience() -> u32 {
 /// `seconds` of a real machine.
 pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * patience()
+}
+
+/// Waits until `condition` holds, or fails after `limit`; `what` says for what it waits.
+#[track_caller]
+pub(crate) fn until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs `cases` where they belong and returns the status for `cargo test`.
