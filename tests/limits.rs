@@ -81,7 +81,7 @@ fn cpus(isolation: Isolation) {
 }
 
 fn pids(isolation: Isolation) {
-    let script = "i=0; while [ $i -lt 40 ]; do sleep 3 & i=$((i+1)); done; echo all";
+    let script = "i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); done; echo all";
     Amphi::sh(isolation, script).finish().expect_text("all");
     let finished = Amphi::sh(isolation, script).with(["--pids", "20"]).finish();
     assert!(!finished.text().contains("all"), "it started 40 processes where 20 are allowed {finished}");

@@ -61,7 +61,7 @@ fn the_process() {
     same(&["-t"], "tty; test -t 0 && test -t 1 && test -t 2 && echo terminal; ls -l /proc/self/fd | grep -c ^l")
         .expect(0);
     // The workload leads a group that its signals stay in.
-    same(&[], "trap 'echo got it; exit 4' TERM; kill -TERM 0; sleep 9").expect(4);
+    same(&[], "trap 'echo got it; exit 4' TERM; kill -TERM 0; sleep 60").expect(4);
 }
 
 fn limits() {
@@ -70,7 +70,7 @@ fn limits() {
         "ulimit -S -n; ulimit -H -n; ulimit -S -c; ulimit -H -c; ulimit -s; ulimit -f; ulimit -t; ulimit -v; ulimit -d",
     )
     .expect(0);
-    let script = "i=0; while [ $i -lt 9 ]; do sleep 9 & i=$((i+1)); done; echo all";
+    let script = "i=0; while [ $i -lt 9 ]; do sleep 60 & i=$((i+1)); done; echo all";
     same(&["--pids", "10"], script).expect(0);
     let finished = same(&["--pids", "9"], script);
     assert!(!finished.text().contains("all"), "{finished}");

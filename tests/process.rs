@@ -96,8 +96,9 @@ fn command_not_executable(isolation: Isolation) {
 }
 
 fn orphans_are_reaped(isolation: Isolation) {
-    let script = "for i in 1 2 3; do (sh -c 'sleep 0.2 & exit' &); done; sleep 1; \
-                  grep -l '^State:.Z' /proc/[0-9]*/status | wc -l";
+    let script = "zombies() { grep -l '^State:.Z' /proc/[0-9]*/status | wc -l; }; \
+                  for i in 1 2 3; do (sh -c 'sleep 0.2 & exit' &); done; sleep 1; \
+                  i=0; while [ $(zombies) != 0 ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done; zombies";
     Amphi::sh(isolation, script).finish().expect_text("0");
 }
 

@@ -43,8 +43,8 @@ fn a_guest_that_hangs_says_where(kernel: &Kernel) {
 
 fn a_watchdog_is_fed_by_the_kernel() {
     let sys = "/sys/class/watchdog/watchdog0";
-    let script = format!("cat {sys}/identity {sys}/timeout; sleep 12; [ $(cat {sys}/timeleft) -gt 0 ] && echo alive");
-    Amphi::sh(Isolation::Vm, &script).with(["--watchdog", "8"]).finish().expect_text("wdat_wdt\n8\nalive");
+    let script = format!("cat {sys}/identity {sys}/timeout; sleep 20; [ $(cat {sys}/timeleft) -gt 0 ] && echo alive");
+    Amphi::sh(Isolation::Vm, &script).with(["--watchdog", "15"]).finish().expect_text("wdat_wdt\n15\nalive");
     Amphi::sh(Isolation::Vm, &format!("ls {sys}")).finish().expect(1);
 }
 

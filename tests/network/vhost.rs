@@ -118,13 +118,14 @@ fn rests_while_the_guest_is_paused() {
     let sandbox = start(&format!("nc {HOST} 5000 </dev/zero & ping -i 0.01 {HOST}"));
     let datagrams = UdpSocket::bind((HOST, 0)).unwrap();
     let (mut stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut buffer = vec![0; 1 << 20];
     for _ in 0..3 {
+        stream.set_read_timeout(Some(world::seconds(20))).unwrap();
         for _ in 0..4 {
             assert!(stream.read(&mut buffer).unwrap() > 0);
         }
         sandbox.pause().unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         // What the host has already.
         while stream.read(&mut buffer).is_ok() {}
         let before = time_of_worker();
@@ -134,10 +135,9 @@ fn rests_while_the_guest_is_paused() {
         assert!(stream.read(&mut buffer).is_err(), "it is paused");
         assert_eq!(time_of_worker(), before, "processor time while it is paused");
         sandbox.resume().unwrap();
-        stream.set_read_timeout(Some(world::seconds(20))).unwrap();
-        assert!(stream.read(&mut buffer).unwrap() > 0);
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     }
+    stream.set_read_timeout(Some(world::seconds(20))).unwrap();
+    assert!(stream.read(&mut buffer).unwrap() > 0);
     sandbox.pause().unwrap();
     sandbox.kill(amphi::isolation::Signal::KILL).unwrap();
     assert_eq!(sandbox.wait().unwrap(), ExitStatus::Signal(amphi::isolation::Signal::KILL));
