@@ -9,16 +9,28 @@ pub(crate) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// What a filter lets through, and what becomes of the rest.
 pub(crate) struct Policy {
-    /// System calls that are always allowed.
-    pub(crate) allowed: &'static [libc::c_long],
-    /// System calls that depend on an argument, or that are to fail in a way of their own.
-    pub(crate) special: &'static [(libc::c_long, Rule)],
+    /// System calls that are always allowed, in lists that several policies may share.
+    pub(crate) allowed: &'static [&'static [libc::c_long]],
+    /// System calls that depend on an argument, or that are to fail in a way of their own; in lists as well.
+    pub(crate) special: &'static [&'static [(libc::c_long, Rule)]],
     /// The answer to all others: a `SECCOMP_RET_...` of linux/seccomp.h, with its data.
     pub(crate) refusal: u32,
     /// The last system call that the policy has an opinion on.
     pub(crate) last_known: libc::c_long,
     /// The answer to calls beyond it.
     pub(crate) unknown: u32,
+}
+
+impl Policy {
+    /// The rule with the number `index`, counted through all lists.
+    const fn rule(&self, mut index: usize) -> Rule {
+        let mut list = 0;
+        while index >= self.special[list].len() {
+            index -= self.special[list].len();
+            list += 1;
+        }
+        self.special[list][index].1
+    }
 }
 
 /// What is to happen to a system call that is not simply allowed.
@@ -116,7 +128,7 @@ impl Program {
         match verdict {
             REFUSE => self.answer(policy.refusal),
             ALLOW => self.answer(RET_ALLOW),
-            index => match policy.special[(index - FIRST_SPECIAL) as usize].1 {
+            index => match policy.rule((index - FIRST_SPECIAL) as usize) {
                 Rule::Fail(errno) => self.answer(fail_with(errno)),
                 Rule::AllowIf { argument, test } => {
                     assert!(argument < 6, "a system call has six arguments");
@@ -205,17 +217,24 @@ pub(crate) const fn compile(policy: &Policy) -> Program {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A small number; the slicing below checks it.
     let first_unknown = policy.last_known as u32 + 1;
     let mut verdicts = [REFUSE; NUMBERS];
-    let mut i = 0;
-    while i < policy.allowed.len() {
-        set(&mut verdicts, policy.allowed[i], ALLOW);
-        i += 1;
+    let mut list = 0;
+    while list < policy.allowed.len() {
+        let mut i = 0;
+        while i < policy.allowed[list].len() {
+            set(&mut verdicts, policy.allowed[list][i], ALLOW);
+            i += 1;
+        }
+        list += 1;
     }
-    let mut i = 0;
-    while i < policy.special.len() {
-        #[allow(clippy::cast_possible_truncation)] // A handful of rules.
-        let index = i as u8;
-        set(&mut verdicts, policy.special[i].0, FIRST_SPECIAL + index);
-        i += 1;
+    let (mut list, mut verdict) = (0, FIRST_SPECIAL);
+    while list < policy.special.len() {
+        let mut i = 0;
+        while i < policy.special[list].len() {
+            set(&mut verdicts, policy.special[list][i].0, verdict);
+            verdict += 1;
+            i += 1;
+        }
+        list += 1;
     }
     let ranges = ranges(&verdicts, first_unknown as usize);
 

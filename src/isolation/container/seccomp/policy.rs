@@ -30,8 +30,8 @@ const LAST_KNOWN: libc::c_long = libc::SYS_mseal;
 
 /// The workload's policy: what is in neither list fails with `EPERM`.
 pub(super) const POLICY: Policy = Policy {
-    allowed: ALLOWED,
-    special: SPECIAL,
+    allowed: &[ALLOWED],
+    special: &[SPECIAL],
     refusal: fail_with(libc::EPERM),
     last_known: LAST_KNOWN,
     unknown: fail_with(libc::ENOSYS),

@@ -1,12 +1,13 @@
 //! The thread `devices`: queue work of all devices, on descriptors that were opened before the guest ran.
 
+use super::every_thread;
 use super::rules::{
-    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, SET_NONBLOCKING, TERMINAL_RESTORE,
-    THREAD_NAME, UNIX_SOCKETS, VHOST_SET_BACKEND, ioctl,
+    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NONE, SET_NONBLOCKING, TERMINAL_RESTORE, UNIX_SOCKETS,
+    VHOST_SET_BACKEND, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
-pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+pub(super) const POLICY: Policy = super::policy(&[every_thread::ALLOWED, ALLOWED], &[every_thread::SPECIAL, SPECIAL]);
 
 /// `BLKDISCARD` and `BLKZEROOUT` of linux/fs.h.
 const BLOCK_DISCARD: u32 = ioctl(NONE, 0, 0x12, 119);
@@ -30,13 +31,7 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
     ),
     // vsock: a connection of the guest's becomes one to a socket of the host's.
     (libc::SYS_socket, UNIX_SOCKETS),
-    (libc::SYS_mmap, NO_NEW_CODE),
-    (libc::SYS_mprotect, NO_NEW_CODE),
-    (libc::SYS_prctl, THREAD_NAME),
     (libc::SYS_openat, NO_FILES),
-    (libc::SYS_open, NO_FILES),
-    (libc::SYS_readlink, NO_FILES),
-    (libc::SYS_getcwd, NO_FILES),
     (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
     (libc::SYS_tgkill, KICK_AND_ABORT),
 ];
@@ -51,8 +46,6 @@ const ALLOWED: &[libc::c_long] = &[
     // Streams, eventfds, taps.
     libc::SYS_read,
     libc::SYS_readv,
-    libc::SYS_write,
-    libc::SYS_writev,
     libc::SYS_poll,
     libc::SYS_ppoll,
     // Disks.
@@ -80,28 +73,4 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getsockopt,
     // What is closed is let go of.
     libc::SYS_close,
-    // Randomness for the guest, and seeds of hash tables.
-    libc::SYS_getrandom,
-    // Locks, and waking those who wait for the machine's end.
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    // Memory: the allocator's, a thread's at its end, and what a balloon gives back.
-    libc::SYS_brk,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_madvise,
-    // Time, where the kernel's clock is not one that the vDSO can read.
-    libc::SYS_clock_gettime,
-    // The end of a thread, of a process after a panic, and who it is that ends.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    // How many processors there are, which glibc wants to know before it makes an arena.
-    libc::SYS_sched_getaffinity,
-    // What a system call becomes that a stop of the process has interrupted.
-    libc::SYS_restart_syscall,
 ];

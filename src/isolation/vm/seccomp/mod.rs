@@ -1,4 +1,5 @@
-//! What each thread of a microVM's process may ask of the host's kernel once it is set up: one list a thread.
+//! What each thread of a microVM's process may ask of the host's kernel once it is set up: what
+//! [every thread](every_thread) does, and one list a kind of thread.
 //!
 //! Threads that the library makes confine themselves before the guest's first instruction. The caller's threads are the
 //! caller's: [`confine_caller`] is for those that do nothing but follow a microVM from then on.
@@ -7,6 +8,7 @@
 //! process; a library installs none.
 
 mod devices;
+mod every_thread;
 mod rules;
 mod supervisor;
 #[cfg(test)]
@@ -20,7 +22,10 @@ use crate::host::privileges;
 use crate::host::seccomp::{self, Policy, Program, Rule, compile};
 
 /// The policy of a thread of the VMM: whatever is not listed is a fault.
-const fn policy(allowed: &'static [libc::c_long], special: &'static [(libc::c_long, Rule)]) -> Policy {
+const fn policy(
+    allowed: &'static [&'static [libc::c_long]],
+    special: &'static [&'static [(libc::c_long, Rule)]],
+) -> Policy {
     let refusal = libc::SECCOMP_RET_TRAP;
     Policy { allowed, special, refusal, last_known: libc::SYS_mseal, unknown: refusal }
 }

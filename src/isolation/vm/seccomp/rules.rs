@@ -1,4 +1,4 @@
-//! Rules that several lists share. Each list names all that its thread may do, so that it can be read alone.
+//! What an argument has to be, where several lists say the same.
 
 use crate::host::seccomp::{Rule, Test};
 
@@ -52,20 +52,9 @@ pub(super) const WRITE: u32 = 1;
 pub(super) const READ: u32 = 2;
 
 /// The kind of all ioctls of vhost.
-const VHOST: u8 = 0xaf;
+pub(super) const VHOST: u8 = 0xaf;
 /// `VHOST_NET_SET_BACKEND`: the host's kernel begins or ends its work on a network device's queue.
 pub(super) const VHOST_SET_BACKEND: u32 = ioctl(WRITE, 8, VHOST, 0x30);
-/// `VHOST_SET_FEATURES`, `_MEM_TABLE`, `_VRING_NUM`, `_ADDR`, `_BASE`, `_KICK`, `_CALL` and `_ERR`: what it is told before.
-pub(super) const VHOST_SET_UP: [u32; 8] = [
-    ioctl(WRITE, 8, VHOST, 0x00),
-    ioctl(WRITE, 8, VHOST, 0x03),
-    ioctl(WRITE, 8, VHOST, 0x10),
-    ioctl(WRITE, 40, VHOST, 0x11),
-    ioctl(WRITE, 8, VHOST, 0x12),
-    ioctl(WRITE, 8, VHOST, 0x20),
-    ioctl(WRITE, 8, VHOST, 0x21),
-    ioctl(WRITE, 8, VHOST, 0x22),
-];
 
 /// The kind of all ioctls of KVM.
 pub(super) const KVM: u8 = 0xae;

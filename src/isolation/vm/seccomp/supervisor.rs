@@ -1,12 +1,12 @@
 //! Threads that follow a microVM from outside: in the command its main thread, and the one that takes signals.
 
+use super::every_thread;
 use super::rules::{
-    KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, THREAD_NAME,
-    VHOST_SET_BACKEND, WRITE, ioctl,
+    KVM, KVM_IRQ_LINE, NO_FILES, NONE, READ, SET_NONBLOCKING, TERMINAL_RESTORE, VHOST_SET_BACKEND, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
-pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+pub(super) const POLICY: Policy = super::policy(&[every_thread::ALLOWED, ALLOWED], &[every_thread::SPECIAL, SPECIAL]);
 
 /// What a thread is made with; a process would have none of these.
 const THREAD: u32 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND).cast_unsigned();
@@ -18,15 +18,9 @@ const SPECIAL: &[(libc::c_long, Rule)] = &[
     // Its flags are in memory, which a filter cannot read. The C library falls back to clone(2).
     (libc::SYS_clone3, Rule::Fail(libc::ENOSYS)),
     (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(IOCTLS) }),
-    (libc::SYS_mmap, NO_NEW_CODE),
-    (libc::SYS_mprotect, NO_NEW_CODE),
-    (libc::SYS_prctl, THREAD_NAME),
     (libc::SYS_openat, NO_FILES),
-    (libc::SYS_open, NO_FILES),
     // A reset that finds files of the initramfs closed is refused, and is no fault.
     (libc::SYS_openat2, NO_FILES),
-    (libc::SYS_readlink, NO_FILES),
-    (libc::SYS_getcwd, NO_FILES),
     (libc::SYS_fcntl, Rule::AllowIf { argument: 1, test: Test::OneOf(FCNTLS) }),
     // A VM that has ended is left to the kernel by a ring of which nothing else can be asked (`release.rs`).
     (libc::SYS_io_uring_register, Rule::AllowIf { argument: 1, test: Test::OneOf(&[IORING_REGISTER_FILES]) }),
@@ -100,8 +94,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
-    libc::SYS_write,
-    libc::SYS_writev,
     libc::SYS_shutdown,
     // Letting go: descriptors, and the names of sockets that others connect to, if they are still those.
     libc::SYS_close,
@@ -112,40 +104,20 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_io_uring_enter,
     // Signals: waiting for them, passing them on, taking a vCPU out of the guest, dying of one as the workload did.
     libc::SYS_rt_sigtimedwait,
-    libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
     libc::SYS_tgkill,
     libc::SYS_kill,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
     // Helpers of the VM's, such as the user-mode network's, are waited for.
     libc::SYS_wait4,
     libc::SYS_waitid,
     libc::SYS_pidfd_send_signal,
-    // Locks, and the joining of threads.
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
+    // Waiting for a moment.
     libc::SYS_nanosleep,
     libc::SYS_clock_nanosleep,
-    // Memory: the allocator's, threads' stacks, guest memory that is given back.
-    libc::SYS_brk,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_madvise,
     // The start of a thread, for the probe.
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
-    libc::SYS_sched_getaffinity,
-    // Time, where the kernel's clock is not one that the vDSO can read; seeds of hash tables.
-    libc::SYS_clock_gettime,
-    libc::SYS_getrandom,
     // What standard streams are: a terminal or not.
     libc::SYS_fstat,
     libc::SYS_newfstatat,
-    // The end.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_restart_syscall,
 ];

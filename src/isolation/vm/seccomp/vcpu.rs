@@ -1,12 +1,13 @@
 //! The threads `vcpuN`: they run the guest, and carry out what it asks of ports and registers.
 
+use super::every_thread;
 use super::rules::{
-    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, NONE, READ, TERMINAL_RESTORE,
-    THREAD_NAME, VHOST_SET_BACKEND, VHOST_SET_UP, WRITE, ioctl,
+    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM, KVM_IRQ_LINE, NO_FILES, NONE, READ, TERMINAL_RESTORE, VHOST,
+    VHOST_SET_BACKEND, WRITE, ioctl,
 };
 use crate::host::seccomp::{Policy, Rule, Test};
 
-pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+pub(super) const POLICY: Policy = super::policy(&[every_thread::ALLOWED, ALLOWED], &[every_thread::SPECIAL, SPECIAL]);
 
 const KVM_RUN: u32 = ioctl(NONE, 0, KVM, 0x80);
 const KVM_GET_REGS: u32 = ioctl(READ, 144, KVM, 0x81);
@@ -26,16 +27,17 @@ const IOCTLS: &[u32] = &[
     KVM_INTERRUPT,
     TUN_SET_OFFLOAD,
     TERMINAL_RESTORE,
-    // The same for a network device whose frames the host's kernel moves.
+    // The same for a network device whose frames the host's kernel moves, and before it VHOST_SET_FEATURES, _MEM_TABLE,
+    // _VRING_NUM, _ADDR, _BASE, _KICK, _CALL and _ERR.
     VHOST_SET_BACKEND,
-    VHOST_SET_UP[0],
-    VHOST_SET_UP[1],
-    VHOST_SET_UP[2],
-    VHOST_SET_UP[3],
-    VHOST_SET_UP[4],
-    VHOST_SET_UP[5],
-    VHOST_SET_UP[6],
-    VHOST_SET_UP[7],
+    ioctl(WRITE, 8, VHOST, 0x00),
+    ioctl(WRITE, 8, VHOST, 0x03),
+    ioctl(WRITE, 8, VHOST, 0x10),
+    ioctl(WRITE, 40, VHOST, 0x11),
+    ioctl(WRITE, 8, VHOST, 0x12),
+    ioctl(WRITE, 8, VHOST, 0x20),
+    ioctl(WRITE, 8, VHOST, 0x21),
+    ioctl(WRITE, 8, VHOST, 0x22),
     // A reset: KVM_GET_MP_STATE, SET_NESTED_STATE, SET_REGS, SET_SREGS, SET_XSAVE, SET_XCRS, SET_DEBUGREGS, SET_LAPIC, SET_MSRS,
     // GET_MSRS (what became of one that cannot be set), SET_VCPU_EVENTS, SET_MP_STATE. All of them are about this vCPU's own state.
     ioctl(READ, 4, KVM, 0x98),
@@ -54,21 +56,12 @@ const IOCTLS: &[u32] = &[
 
 const SPECIAL: &[(libc::c_long, Rule)] = &[
     (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(IOCTLS) }),
-    (libc::SYS_mmap, NO_NEW_CODE),
-    (libc::SYS_mprotect, NO_NEW_CODE),
-    (libc::SYS_prctl, THREAD_NAME),
     (libc::SYS_openat, NO_FILES),
-    (libc::SYS_open, NO_FILES),
-    (libc::SYS_readlink, NO_FILES),
-    (libc::SYS_getcwd, NO_FILES),
     (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
     (libc::SYS_tgkill, KICK_AND_ABORT),
 ];
 
 const ALLOWED: &[libc::c_long] = &[
-    // The serial console's output; queues' eventfds and the machine's end; messages of the log and of a panic.
-    libc::SYS_write,
-    libc::SYS_writev,
     // What a guest has sent to its console is delivered before the device is reset: to sockets, and to files that say themselves
     // that a write would wait, or are asked before.
     libc::SYS_sendmsg,
@@ -82,30 +75,6 @@ const ALLOWED: &[libc::c_long] = &[
     // A driver's reset waits for the requests that are under way in a disk's ring.
     libc::SYS_io_uring_enter,
     libc::SYS_clock_nanosleep,
-    // Locks, and waking those who wait for the machine's end.
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    // Memory: the allocator's, and a thread's at its end.
-    libc::SYS_brk,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_madvise,
-    // Time, where the kernel's clock is not one that the vDSO can read.
-    libc::SYS_clock_gettime,
-    // Seeds of hash tables.
-    libc::SYS_getrandom,
-    // The end of a thread, of a process after a panic, and who it is that ends.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_rt_sigprocmask,
     // What has taken a vCPU out of the guest for a pause does not do so again.
     libc::SYS_rt_sigtimedwait,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    // How many processors there are, which glibc wants to know before it makes an arena.
-    libc::SYS_sched_getaffinity,
-    // What a system call becomes that a stop of the process has interrupted.
-    libc::SYS_restart_syscall,
 ];

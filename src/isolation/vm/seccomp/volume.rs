@@ -1,11 +1,10 @@
 //! A thread `fs`: what a guest asks of one volume, below one directory. It is the only one that opens files.
 
-use super::rules::{
-    DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, NO_FILES, NO_NEW_CODE, TERMINAL_RESTORE, THREAD_NAME,
-};
+use super::every_thread;
+use super::rules::{DESCRIPTOR_FLAGS, KICK_AND_ABORT, KVM_IRQ_LINE, TERMINAL_RESTORE};
 use crate::host::seccomp::{Policy, Rule, Test};
 
-pub(super) const POLICY: Policy = super::policy(ALLOWED, SPECIAL);
+pub(super) const POLICY: Policy = super::policy(&[every_thread::ALLOWED, ALLOWED], &[every_thread::SPECIAL, SPECIAL]);
 
 /// The bit of a file's mode that devices have, of either kind, and none of the files that a guest may make.
 const DEVICE: u32 = 0o020_000;
@@ -13,12 +12,6 @@ const DEVICE: u32 = 0o020_000;
 const SPECIAL: &[(libc::c_long, Rule)] = &[
     (libc::SYS_mknodat, Rule::AllowIf { argument: 2, test: Test::NoneOfBits(DEVICE) }),
     (libc::SYS_ioctl, Rule::AllowIf { argument: 1, test: Test::OneOf(&[KVM_IRQ_LINE, TERMINAL_RESTORE]) }),
-    (libc::SYS_mmap, NO_NEW_CODE),
-    (libc::SYS_mprotect, NO_NEW_CODE),
-    (libc::SYS_prctl, THREAD_NAME),
-    (libc::SYS_open, NO_FILES),
-    (libc::SYS_readlink, NO_FILES),
-    (libc::SYS_getcwd, NO_FILES),
     (libc::SYS_fcntl, DESCRIPTOR_FLAGS),
     (libc::SYS_tgkill, KICK_AND_ABORT),
 ];
@@ -29,8 +22,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
     libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_writev,
     // Names: always one name in a directory that is open, or a descriptor's own.
     libc::SYS_openat,
     libc::SYS_statx,
@@ -66,25 +57,4 @@ const ALLOWED: &[libc::c_long] = &[
     // Files that belong to who makes them.
     libc::SYS_setfsuid,
     libc::SYS_setfsgid,
-    // Locks, and waking those who wait for the machine's end.
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    // Memory; seeds of hash tables.
-    libc::SYS_brk,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_madvise,
-    libc::SYS_getrandom,
-    // Time, where the kernel's clock is not one that the vDSO can read.
-    libc::SYS_clock_gettime,
-    // The end of a thread, of a process after a panic, and who it is that ends.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_restart_syscall,
 ];
