@@ -14,7 +14,7 @@ lab := resources/lab/lab
 data_home := $(or $(XDG_DATA_HOME),$(if $(filter 0,$(shell id -u)),/var/lib,$(HOME)/.local/share))
 step = @printf '\n==> %s\n' '$(1)' >&2
 
-.PHONY: help setup build kernel demo test check unit integration stress debian fuzz fuzz-smoke licences bench ci clean
+.PHONY: help setup build kernel demo test check unit integration stress debian posix fuzz fuzz-smoke licences bench ci clean
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,13 @@ stress: setup ## five minutes of load on a microVM and all its devices
 debian: setup ## a whole distribution as an image, in both isolations; some minutes
 	$(call step,debian: debootstrap, three layers, every file compared)
 	cargo test --test integration --locked -- --ignored debian
+
+# Static, because it runs in a root of busybox.
+posix: setup ## a suite for file systems on a volume, in both isolations
+	$(call step,posix: building pjdfstest)
+	RUSTFLAGS='-C target-feature=+crt-static' cargo install pjdfstest --version 0.2.2 --locked --target $(notdir $(target)) --root target/pjdfstest
+	$(call step,posix: 398 cases in both isolations)
+	cargo test --test integration --locked -- --ignored pjdfstest
 
 fuzz: ## TARGET=... or every fuzz target, for SECONDS=60 of a processor each, JOBS=1 side by side
 	@resources/fuzz $(or $(SECONDS),60) $(TARGET)

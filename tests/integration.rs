@@ -27,6 +27,7 @@ mod network;
 mod parity;
 mod pause;
 mod pmem;
+mod posix;
 mod process;
 mod reset;
 mod streams;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         build::cases(),
         streams::cases(),
         pmem::cases(),
+        posix::cases(),
         process::cases(),
         limits::cases(),
         lifecycle::cases(),

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::harness::installed::{self, Kernel};
 use crate::harness::netns::{self, ip};
 use crate::harness::{Amphi, Case, Isolation, rootfs, vm};
 
@@ -17,11 +18,13 @@ const GUEST_KIB: u64 = 1024 * 1024;
 const HOST: &str = "192.0.2.1";
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![vm("stress", || netns::run(stress)).alone().on_request()]
+    let own = vm("stress", || netns::run(|| stress(&installed::own())));
+    let stock = vm("stress_on_a_stock_kernel", || netns::run(|| stress(&installed::stock("6.12."))));
+    [own, stock].map(|case| case.alone().on_request()).into()
 }
 
 /// Processors, memory, processes, a disk with verified contents, and a network both ways; two vCPUs.
-fn stress() {
+fn stress(kernel: &Kernel) {
     ip("tuntap add tap0 mode tap");
     ip(&format!("addr add {HOST}/24 dev tap0"));
     let mut server = Command::new("iperf3").args(["-s"]).stdout(Stdio::null()).spawn().unwrap();
@@ -46,8 +49,10 @@ fn stress() {
     );
     let image = format!("dir:{}", root.display());
     let disk = format!("{},serial=scratch", disk.display());
+    let kernel = ["--kernel", &kernel.name];
     let options = ["--cpus", "2", "--memory", "1G", "--disk", &disk, "--network", "tap:tap0,ip=192.0.2.2/24"];
     let mut started = Amphi::run_image(Isolation::Vm, image.as_ref(), ["/bin/sh", "-c", &script])
+        .with(kernel)
         .with(options)
         .start()
         .within(Duration::from_secs(2 * SECONDS));
