@@ -9,6 +9,7 @@ mod kept_layer;
 mod stdio;
 mod timeline;
 pub mod vm;
+mod volume_source;
 pub mod writable_disk;
 
 use std::fmt;

@@ -20,6 +20,7 @@ use super::mounts::attach;
 use super::process::ancestors;
 use super::step::{At, Failure, Step};
 use super::syscalls::{Attributes, mount_setattr};
+use crate::isolation::volume_source;
 use crate::spec;
 
 /// As docker and podman do it: with all that is mounted below, which later changes on neither side reach.
@@ -41,15 +42,8 @@ pub(super) struct Volume {
 impl Volume {
     /// Prepares `volume`, whose source must be there.
     pub(super) fn prepare(volume: &spec::Volume) -> Result<Self, ContainerError> {
-        let failed = |source| ContainerError::Volume { path: volume.source.clone(), source };
-        let top = openat(CWD, &volume.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let top = top.map_err(|errno| failed(errno.into()))?;
-        let mode = fstat(&top).map_err(|errno| failed(errno.into()))?.st_mode;
-        let directory = match FileType::from_raw_mode(mode) {
-            FileType::Directory => true,
-            FileType::RegularFile => false,
-            _ => return Err(failed(std::io::Error::other("it is neither a directory nor a regular file"))),
-        };
+        let (top, directory) = volume_source::open(&volume.source)
+            .map_err(|source| ContainerError::Volume { path: volume.source.clone(), source })?;
         let source = CString::new(volume.source.as_os_str().as_bytes())
             .map_err(|_| ContainerError::NulByte("the path of a volume"))?;
         let place = ancestors("the path of a volume", &volume.destination)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use amphi_devices::virtio::fs::{Fs, Owners, Settings, Share};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::Mode;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities};
@@ -13,6 +13,7 @@ use super::error::VmError;
 use super::seccomp;
 use crate::host::landlock::{self, Below};
 use crate::host::privileges;
+use crate::isolation::volume_source;
 use crate::spec::Volume;
 
 /// The kernel module for volumes, for kernels that have it as one.
@@ -46,15 +47,8 @@ pub(super) fn open(volumes: &[Volume]) -> Result<Vec<OpenVolume>, VmError> {
 
 impl OpenVolume {
     fn new(volume: &Volume) -> Result<Self, VmError> {
-        let failed = |source| VmError::Volume { source, path: volume.source.clone() };
-        let top = openat(CWD, &volume.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        let top = top.map_err(|errno| failed(errno.into()))?;
-        let mode = fstat(&top).map_err(|errno| failed(errno.into()))?.st_mode;
-        let directory = match FileType::from_raw_mode(mode) {
-            FileType::Directory => true,
-            FileType::RegularFile => false,
-            _ => return Err(failed(io::Error::other("it is neither a directory nor a regular file"))),
-        };
+        let (top, directory) = volume_source::open(&volume.source)
+            .map_err(|source| VmError::Volume { source, path: volume.source.clone() })?;
         Ok(Self { top, directory, read_only: volume.read_only })
     }
 
