@@ -1,90 +1,17 @@
-//! Builds a [`RunSpec`] and checks the rules that involve more than one setting.
+//! Builds a [`RunSpec`] of settings that have been checked.
 
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::checks::{
+    check_kernel_argument, check_memory, check_network, check_process, check_volumes, check_writable, host_memory,
+    is_hostname,
+};
 use super::{
-    CpuLimit, DiskSpec, MemorySize, Network, ParseDiskError, ParseNetworkError, Process, Resources, RunSpec, VmDevices,
-    VmOptions, Volume, VolumeError, WindowSize, WritableLayer, short_id,
+    CpuLimit, DiskSpec, MemorySize, Network, Process, Resources, RunSpec, SpecError, VmDevices, VmOptions, Volume,
+    WindowSize, WritableLayer, short_id,
 };
 use crate::image::{Image, Rootfs};
-
-/// The longest host name that Linux takes (`HOST_NAME_MAX`).
-const HOSTNAME_MAX: usize = 64;
-
-/// Why settings do not make a [`RunSpec`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// Neither the caller nor the image names a command, or the command is an empty text.
-    #[error("no command to run: the image names none, so name one after IMAGE")]
-    NoCommand,
-    /// A text holds a NUL byte, which no system call can pass on.
-    #[error("{what} {text:?} holds a NUL byte")]
-    Nul {
-        /// What the text is, such as `argument`.
-        what: &'static str,
-        /// The text.
-        text: OsString,
-    },
-    /// An environment variable's name is empty or has an `=` in it.
-    #[error("--env {0:?} is not a name for an environment variable: it may be neither empty nor hold an equals sign")]
-    EnvironmentName(OsString),
-    /// The working directory is relative.
-    #[error("--workdir {path} is not absolute", path = .0.display())]
-    RelativeCwd(PathBuf),
-    /// The user is an empty text, or one side of its colon is.
-    #[error("--user {0:?} is not a user: write NAME or UID, and after a colon GROUP or GID")]
-    User(String),
-    /// Not a host name that Linux and other programs can live with.
-    #[error(
-        "--hostname {0:?} is not a host name: use at most 64 letters, digits, dots and hyphens, beginning and ending with a letter or digit"
-    )]
-    Hostname(String),
-    /// More memory than there is.
-    #[error("--memory {wanted} is more than this host has ({available})")]
-    Memory {
-        /// What was asked for.
-        wanted: MemorySize,
-        /// What the host has in all.
-        available: MemorySize,
-    },
-    /// A limit of no processes at all.
-    #[error("--pids 0 leaves no room for the command itself: use a number above 0")]
-    NoProcesses,
-    /// A limit for the layer that a disk does not have.
-    #[error("--storage-opt: a disk is written to itself, and has the size that it has: leave the option out")]
-    LimitOfDisk,
-    /// A kept layer above a disk.
-    #[error("the disk {path} is written to itself, so that there is no layer to keep", path = .0.display())]
-    LayerOfDisk(PathBuf),
-    /// A network whose settings make no sense together.
-    #[error("--network: {0}")]
-    Network(ParseNetworkError),
-    /// A volume whose paths make no sense.
-    #[error("--volume {path}: {problem}", path = path.display())]
-    Volume {
-        /// The source.
-        path: PathBuf,
-        /// What is wrong.
-        problem: VolumeError,
-    },
-    /// Two volumes at one path.
-    #[error("--volume: two of them are at {path}; only one can be there", path = .0.display())]
-    SameDestination(PathBuf),
-    /// A kernel argument that would break out of the command line.
-    #[error("--kernel-arg {0:?} holds a line break or a NUL byte, or is empty")]
-    KernelArgument(String),
-    /// A disk whose settings make no sense.
-    #[error("--disk {path}: {source}", path = path.display())]
-    Disk {
-        /// The disk's file.
-        path: PathBuf,
-        /// What is wrong.
-        source: ParseDiskError,
-    },
-}
 
 /// Settings that become a [`RunSpec`]; made by [`RunSpec::builder`].
 #[derive(Debug, Clone)]
@@ -307,99 +234,10 @@ impl RunSpecBuilder {
     }
 }
 
-fn check_process(process: &Process) -> Result<(), SpecError> {
-    if process.argv.first().is_none_or(|command| command.is_empty()) {
-        return Err(SpecError::NoCommand);
-    }
-    let no_nul = |what, text: &OsStr| match text.as_bytes().contains(&0) {
-        true => Err(SpecError::Nul { what, text: text.to_owned() }),
-        false => Ok(()),
-    };
-    process.argv.iter().try_for_each(|argument| no_nul("argument", argument))?;
-    for (name, value) in &process.env {
-        if name.is_empty() || name.as_bytes().contains(&b'=') {
-            return Err(SpecError::EnvironmentName(name.clone()));
-        }
-        no_nul("environment variable", name)?;
-        no_nul("environment value", value)?;
-    }
-    no_nul("working directory", process.cwd.as_os_str())?;
-    if !process.cwd.is_absolute() {
-        return Err(SpecError::RelativeCwd(process.cwd.clone()));
-    }
-    match &process.user {
-        Some(user) if user.contains('\0') || user.split(':').count() > 2 || user.split(':').any(str::is_empty) => {
-            Err(SpecError::User(user.clone()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A disk has no layer above it.
-fn check_writable(rootfs: &Rootfs, writable: &WritableLayer) -> Result<(), SpecError> {
-    match rootfs {
-        Rootfs::Disk(_) if writable.limit.is_some() => Err(SpecError::LimitOfDisk),
-        Rootfs::Disk(path) if writable.folder.is_some() => Err(SpecError::LayerOfDisk(path.clone())),
-        _ => Ok(()),
-    }
-}
-
-/// Checks volumes, and puts those first that others lie in.
-fn check_volumes(volumes: &mut [Volume]) -> Result<(), SpecError> {
-    for volume in &mut *volumes {
-        volume.check().map_err(|problem| SpecError::Volume { path: volume.source.clone(), problem })?;
-    }
-    volumes.sort_by_key(Volume::depth);
-    let mut seen = HashSet::new();
-    match volumes.iter().find(|volume| !seen.insert(&volume.destination)) {
-        Some(volume) => Err(SpecError::SameDestination(volume.destination.clone())),
-        None => Ok(()),
-    }
-}
-
-fn is_hostname(name: &str) -> bool {
-    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    name.len() <= HOSTNAME_MAX
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
-        && edge(name.chars().next())
-        && edge(name.chars().next_back())
-        && !name.contains("..")
-}
-
-/// Refuses more memory than there is `available`, in bytes, where that is known.
-pub(crate) fn check_memory(wanted: MemorySize, available: Option<u64>) -> Result<(), SpecError> {
-    match available {
-        Some(available) if wanted.bytes() > available => {
-            // Whole mebibytes of a number of bytes that came from an u64 fit; a host has at least one.
-            let mib = u32::try_from(available >> 20).unwrap_or(u32::MAX);
-            Err(SpecError::Memory { wanted, available: MemorySize::from_mib(mib) })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses an argument that would break out of the kernel's command line.
-pub(crate) fn check_kernel_argument(argument: &str) -> Result<(), SpecError> {
-    if argument.is_empty() || argument.contains(['\n', '\0']) {
-        return Err(SpecError::KernelArgument(argument.to_owned()));
-    }
-    Ok(())
-}
-
-/// Refuses a network whose settings make no sense together.
-pub(crate) fn check_network(network: &Network) -> Result<(), SpecError> {
-    network.check().map_err(SpecError::Network)
-}
-
-/// All memory of the host in bytes, where the kernel says it.
-pub(crate) fn host_memory() -> Option<u64> {
-    let info = rustix::system::sysinfo();
-    info.totalram.checked_mul(u64::from(info.mem_unit)).filter(|&bytes| bytes > 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::VolumeError;
 
     fn builder() -> RunSpecBuilder {
         let mut builder = RunSpecBuilder::new(Rootfs::Directory("/root".into()), vec!["/bin/sh".into()]);

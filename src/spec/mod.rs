@@ -2,7 +2,9 @@
 
 mod balloon;
 mod builder;
+mod checks;
 mod disk;
+mod error;
 mod network;
 mod pmem;
 mod rate;
@@ -20,9 +22,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use balloon::{Balloon, ParseBalloonError};
-pub use builder::{RunSpecBuilder, SpecError};
-pub(crate) use builder::{check_kernel_argument, check_memory, check_network, host_memory};
+pub use builder::RunSpecBuilder;
+pub(crate) use checks::{check_kernel_argument, check_memory, check_network, host_memory};
 pub use disk::{DiskEngine, DiskSpec, ParseDiskError};
+pub use error::SpecError;
 pub use network::{
     Link, LinkLimits, MacAddress, Network, ParseMacError, ParseNetworkError, ParsePortError, PortMapping, Protocol,
     TapNetwork, UserNetwork,

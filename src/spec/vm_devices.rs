@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::builder::SpecError;
-use super::{Balloon, DiskSpec, PmemSpec, Watchdog, WatchdogAction};
+use super::{Balloon, DiskSpec, PmemSpec, SpecError, Watchdog, WatchdogAction};
 
 /// The devices of a microVM beyond those that every one has. A container has no devices of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
