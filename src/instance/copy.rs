@@ -15,7 +15,7 @@ use amphi_guest_init::tree::{
 use super::changes::{self, Entry};
 use super::{Instance, InstanceError};
 use crate::image::{EntryKind, LayerArchive, LayerEntry, View, ViewNode, view_of_archive};
-use crate::isolation::{KeptLayer, TreeSource};
+use crate::isolation::TreeSource;
 
 /// How much of a file is handed on at once.
 const BUFFER: usize = 128 << 10;
@@ -129,10 +129,6 @@ impl Instance {
         let rootfs = self.open_image()?;
         let done = self.layer().pack(&rootfs, path, contents, visit);
         done.map_err(|error| InstanceError::Isolation(Box::new(error)))
-    }
-
-    fn layer(&self) -> KeptLayer {
-        KeptLayer::new(self.record.isolation, &self.record.spec)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What an instance has changed of its image.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 
 use super::changes::{self, Entry};
@@ -37,6 +38,7 @@ impl Instance {
     /// # Errors
     /// What it has written, or the image, cannot be read.
     pub fn diff(&self) -> Result<BTreeMap<Vec<u8>, ChangeKind>, InstanceError> {
+        self.end_killed_run()?;
         let image = self.open_image()?;
         let record = &self.record;
         changes::of(record.isolation, &record.spec, |entries| {
@@ -49,6 +51,12 @@ impl Instance {
             entries.finish()?;
             Ok(found.all)
         })
+    }
+
+    /// What runs may be looked at, but what was killed is to end before.
+    fn end_killed_run(&self) -> Result<(), InstanceError> {
+        let folder = File::open(&self.folder).map_err(InstanceError::of("open", &self.folder))?;
+        if folder.try_lock_shared().is_ok() { self.end_last_run() } else { Ok(()) }
     }
 }
 

@@ -3,10 +3,12 @@
 //! - `record.json`: what the instance is ([`Record`]); replaced by a rename.
 //! - `exit`: how the last run ended, one line of JSON. It is there, empty, from the run's start on, and written by a single call at its
 //!   end, because a microVM's process may open nothing by then. A line that is not whole is none.
-//! - What the instance has written: see [`WritableLayer`](crate::spec::WritableLayer).
+//! - What the instance has written: see [`WritableLayer`](crate::spec::WritableLayer). A container's has a note `pid1` beside it: which
+//!   process is its first one.
 //!
 //! The folder is locked by the process that runs the instance, so whether it runs is never a matter of what a file says: after
-//! `kill -9` the lock is free, and the empty `exit` means that nobody knows how it ended.
+//! `kill -9` the lock is free, and the empty `exit` means that nobody knows how it ended. A container's processes may end somewhat later:
+//! who takes the instance then waits for them ([`Instance::take`]).
 //!
 //! A folder gets its name by a rename, when all is in it, and loses it by one before it is removed. Names with a dot in front are
 //! what is not complete; `.lock` is held by who adds or removes.
@@ -36,7 +38,7 @@ pub use record::{Record, Source};
 pub use running::Running;
 
 use crate::image::{Image, Rootfs, Store, Timestamp};
-use crate::isolation::IsolationKind;
+use crate::isolation::{IsolationKind, KeptLayer};
 use crate::spec::{RunSpec, short_id};
 
 const RECORD: &str = "record.json";
@@ -275,10 +277,11 @@ impl Instance {
         }
     }
 
-    /// Takes the stopped instance, to run it once more or to look into it: nobody else does until what is returned is dropped.
+    /// Takes the stopped instance, to run it once more or to look into it: nobody else does until what is returned is dropped. What a
+    /// killed amphi has left of its run is ended, and waited for.
     ///
     /// # Errors
-    /// It runs, or is gone.
+    /// It runs, or does not end, or is gone.
     pub fn take(&self, purpose: &'static str) -> Result<File, InstanceError> {
         let lock = File::open(&self.folder).map_err(InstanceError::of("open", &self.folder))?;
         if !running::lock(&lock) {
@@ -287,7 +290,17 @@ impl Instance {
         if !self.folder.exists() {
             return Err(InstanceError::Unknown(self.record.name.clone()));
         }
+        self.end_last_run()?;
         Ok(lock)
+    }
+
+    /// Ends what a killed amphi has left of the last run. To be called with the folder locked.
+    fn end_last_run(&self) -> Result<(), InstanceError> {
+        self.layer().end_last_run().map_err(|error| InstanceError::Isolation(Box::new(error)))
+    }
+
+    fn layer(&self) -> KeptLayer {
+        KeptLayer::new(self.record.isolation, &self.record.spec)
     }
 
     /// Takes the stopped instance to run it once more.

@@ -43,6 +43,18 @@ impl KeptLayer {
         }
     }
 
+    /// Ends what a killed amphi has left running on the layer: see [`container::KeptLayer::end_last_run`]. A microVM is gone with its
+    /// amphi, but for the kernel's last writes to its disk, whose lock is waited for when it is opened.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn end_last_run(&self) -> Result<(), IsolationError> {
+        match self {
+            Self::Container(layer) => layer.end_last_run().map_err(IsolationError::from),
+            Self::Vm(_) => Ok(()),
+        }
+    }
+
     /// Tells `visit` all that the layer has of its own: see [`container::KeptLayer::changes`].
     ///
     /// # Errors

@@ -2,18 +2,19 @@
 
 use std::fs;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::run;
 use crate::harness::images::{Made, OwnRoot};
-use crate::harness::{Case, Isolation, both, rootfs};
+use crate::harness::{Case, Finished, Isolation, both, container, rootfs};
 
 pub(crate) fn cases() -> Vec<Case> {
     [
         both("instance_stays_and_goes_on", instance_stays_and_goes_on),
         both("instance_is_listed_while_it_runs", instance_is_listed_while_it_runs),
         both("instance_after_kill", instance_after_kill),
+        vec![container("instance_is_not_used_before_its_killed_run_has_ended", killed_run_ends_first)],
         both("instance_keeps_its_image", instance_keeps_its_image),
         both("instance_of_rm_is_none", instance_of_rm_is_none),
         both("instances_start_side_by_side", instances_start_side_by_side),
@@ -93,6 +94,44 @@ fn instance_after_kill(isolation: Isolation) {
     assert!(table.contains("killed (137)"), "{table}");
     own.amphi(&["start", "-a", "cut"]).finish().expect_text("up\n2");
     own.amphi(&["rm", "cut"]).finish().expect(0);
+}
+
+/// Whether the process has not ended yet.
+fn is_there(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().unwrap_or_default();
+    !(state.is_empty() || state.starts_with('Z') || state.starts_with('X'))
+}
+
+/// The container's PID 1 is stopped, so that it does not end by itself when its amphi is killed.
+fn killed_run_ends_first() {
+    let own = OwnRoot::new();
+    let script = "[ ! -e /begun ] || exit 5; echo >/begun; echo up; while :; do echo >>/ticks; sleep 0.01; done";
+    for (command, status) in [
+        (&["diff", "cut"][..], 0),
+        (&["cp", "cut:/begun", "-"], 0),
+        // It was made from no image of the store, which is found out when it has been taken.
+        (&["commit", "cut", "app:1"], 125),
+        (&["start", "-a", "cut"], 5),
+        (&["rm", "cut"], 0),
+    ] {
+        let mut running = run(&own, Isolation::Container, "cut", script).start();
+        running.wait_for_output("up");
+        let first = fs::read_to_string(format!("/proc/{0}/task/{0}/children", running.id())).unwrap();
+        let first = first.trim();
+        let pid = Pid::from_raw(first.parse().unwrap()).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        running.signal(Signal::KILL);
+        running.wait_until_gone();
+        assert!(is_there(first));
+        own.amphi(command).finish().expect(status);
+        if is_there(first) {
+            kill_process(pid, Signal::KILL).unwrap();
+            panic!("{command:?} was done while the first run's container was still there");
+        }
+        let _: Finished = running.finish();
+        own.amphi(&["rm", "cut"]).finish();
+    }
 }
 
 fn instance_keeps_its_image(isolation: Isolation) {

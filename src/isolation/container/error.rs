@@ -36,6 +36,11 @@ pub enum ContainerError {
         /// What is wrong.
         source: io::Error,
     },
+    /// A container whose amphi was killed has not ended yet.
+    #[error(
+        "amphi was killed in the last run, and process {0} of its container has not ended yet, so that its files may still change: try again later"
+    )]
+    LastRun(i32),
     /// There is no folder with a writable layer.
     #[error("this run's writable layer was not kept")]
     NoKeptLayer,

@@ -15,6 +15,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::c_path;
 use super::error::ContainerError;
+use super::last_run;
 use super::launch::above_standard;
 use super::layer_mounts::mount_disk;
 use crate::isolation::writable_disk;
@@ -62,6 +63,12 @@ impl KeptFolder {
     /// Whether it is a file system of its own, which only who may mount can use.
     pub(super) const fn has_limit(&self) -> bool {
         self.disk.is_some()
+    }
+
+    /// Notes which process is PID 1 of the container that is about to write to the layer.
+    pub(super) fn note_first_process(&self, pid: i32) -> Result<(), ContainerError> {
+        let failed = |source| ContainerError::KeptLayer { path: self.path.clone(), source };
+        last_run::note(&self.path, pid).map_err(failed)
     }
 
     /// A detached mount of it.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use amphi_guest_init::tree::{
     Decoder, Encoder, FileError, Item, PackError, PackOptions, Place, Sink, TreeError, Unpacker, pack,
@@ -18,9 +19,13 @@ use rustix::io::Errno;
 use super::Root;
 use super::error::ContainerError;
 use super::kept::KeptFolder;
+use super::last_run;
 use super::layers::{self, Upper};
 use crate::image::Rootfs;
 use crate::spec::WritableLayer;
+
+/// How long a container whose amphi was killed is given to end: on a busy host hundreds of processes take seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The writable layer of an instance that ran, or is to run, as a container. Nobody else may use it meanwhile, but for
 /// [`changes`](Self::changes) of a container that runs.
@@ -35,6 +40,16 @@ impl KeptLayer {
     #[must_use]
     pub fn new(layer: &WritableLayer) -> Self {
         Self(layer.clone())
+    }
+
+    /// Ends what a killed amphi has left running on the layer, and waits until nothing of it can write to the layer any more. To be called by
+    /// who knows that no amphi runs it, before the layer is used.
+    ///
+    /// # Errors
+    /// It has not ended within ten seconds, since a process waits for a disk or a network, for instance.
+    pub fn end_last_run(&self) -> Result<(), ContainerError> {
+        let Some(folder) = &self.0.folder else { return Ok(()) };
+        last_run::end(folder, PATIENCE).map_err(ContainerError::LastRun)
     }
 
     /// Tells `visit` all that the layer has of its own, in the form in which overlayfs keeps it: a name of the image that is

@@ -229,6 +229,10 @@ pub(super) fn launch(
     // Only the child's copies are to hold these open.
     drop((theirs, done, outputs));
 
+    if let Some(kept) = &config.kept {
+        // Before anything can be written to it.
+        kept.note_first_process(cloned.pid)?;
+    }
     map.write(cloned.pid)?;
     if let IdMap::Shifted { .. } = map {
         for volume in volumes.iter().filter_map(|mount| mount.tree.as_ref()) {

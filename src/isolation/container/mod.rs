@@ -19,6 +19,7 @@ mod handover;
 mod init;
 mod kept;
 mod kept_layer;
+mod last_run;
 mod launch;
 mod layer_mounts;
 mod layers;
