@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::error::StepError;
-use crate::image::{Digest, EntryKind, LayerArchive, LayerEntry, View, ViewNode};
+use crate::image::{Digest, EntryKind, HashingReader, LayerArchive, LayerEntry, View, ViewNode};
+
+/// What is said of a file that was not twice the same.
+const CHANGED: &str = "it changed while it was being read; build again when nothing writes to the context";
 
 /// A path by its parts, so that a directory comes just before what is in it.
 pub(super) type Path = Vec<Vec<u8>>;
@@ -45,6 +48,14 @@ struct Planned<'a> {
     contents: Contents<'a>,
     /// What is equal for the names of one file.
     identity: Option<(u64, u64)>,
+}
+
+/// An entry as it is written, what is in it, and the digest of that where it is a file.
+type Written<'p, 'a> = (LayerEntry, &'p Contents<'a>, Option<Digest>);
+
+/// The entries of a layer, once everything that goes into it has been read.
+pub(super) struct ReadPlan<'p, 'a> {
+    entries: Vec<Written<'p, 'a>>,
 }
 
 /// The entries of a layer over an image.
@@ -253,45 +264,110 @@ impl<'a> Plan<'a> {
         all
     }
 
+    /// Reads all that is to be written.
+    pub(super) fn read(&self) -> Result<ReadPlan<'_, 'a>, StepError> {
+        let mut entries = Vec::new();
+        for (entry, contents) in self.finished() {
+            let digest = match entry.kind {
+                EntryKind::File(size) => {
+                    let reader = contents.open().map_err(StepError::using(&entry.path))?;
+                    Some(Digest::of_contents(reader.take(size)).map_err(StepError::using(&entry.path))?)
+                }
+                _ => None,
+            };
+            entries.push((entry, contents, digest));
+        }
+        Ok(ReadPlan { entries })
+    }
+}
+
+impl ReadPlan<'_, '_> {
     /// A digest of all that is to be written, but for times.
-    pub(super) fn digest(&self) -> Result<Digest, StepError> {
+    pub(super) fn digest(&self) -> Digest {
         let mut all = Vec::new();
         let mut field = |bytes: &[u8]| {
             all.extend((bytes.len() as u64).to_le_bytes());
             all.extend(bytes);
         };
-        for (entry, contents) in self.finished() {
-            let LayerEntry { path, kind, mode, uid, gid, attributes, .. } = &entry;
+        for (entry, _, digest) in &self.entries {
+            let LayerEntry { path, kind, mode, uid, gid, attributes, .. } = entry;
             field(path);
             field(format!("{kind:?} {mode:o} {uid} {gid} {}", attributes.len()).as_bytes());
             for (name, value) in attributes {
                 field(name);
                 field(value);
             }
-            if let EntryKind::File(size) = kind {
-                let reader = contents.open().map_err(StepError::using(path))?;
-                let digest = Digest::of_contents(reader.take(*size)).map_err(StepError::using(path))?;
+            if let Some(digest) = digest {
                 field(digest.to_string().as_bytes());
             }
         }
-        Ok(Digest::of(&all))
+        Digest::of(&all)
     }
 
-    /// Writes the archive of the layer.
+    /// Writes the archive of the layer, which has what the digest says: a file that is another by now is an error.
     pub(super) fn write(&self, writer: impl Write) -> Result<(), StepError> {
         let mut archive = LayerArchive::new(writer);
-        for (entry, contents) in self.finished() {
-            let contents = match entry.kind {
-                EntryKind::File(_) => contents,
-                _ => &Contents::None,
+        for (entry, contents, digest) in &self.entries {
+            let append = |archive: &mut LayerArchive<_>| -> io::Result<()> {
+                let Some(digest) = digest else { return archive.append(entry, io::empty()) };
+                let mut contents = HashingReader::new(contents.open()?);
+                archive.append(entry, &mut contents)?;
+                if contents.digest() == *digest { Ok(()) } else { Err(io::Error::other(CHANGED)) }
             };
-            let failed = StepError::using(&entry.path);
-            match contents.open() {
-                Ok(contents) => archive.append(&entry, contents).map_err(failed)?,
-                Err(error) => return Err(failed(error)),
-            }
+            append(&mut archive).map_err(StepError::using(&entry.path))?;
         }
         archive.finish()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Changes a file when the first byte is written: then the file has been opened, and nothing of it has been read.
+    struct Meddling<'a> {
+        file: &'a std::path::Path,
+        bytes: &'a [u8],
+        done: bool,
+    }
+
+    impl Write for Meddling<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if !std::mem::replace(&mut self.done, true) {
+                fs::write(self.file, self.bytes)?;
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_layer_has_what_its_key_was_made_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "old").unwrap();
+        let context = Context::open(folder.path(), None).unwrap();
+        let (source, node) = (Source::Context(&context), Node::Context(context.child(0, b"file").unwrap()));
+        let (base, like) = (View::default(), LayerEntry::directory(b"", 0));
+        let mut plan = Plan::new(&base);
+        let entry = source.entry(&node).unwrap();
+        plan.put(vec![b"copy".to_vec()], entry, Contents::Of(source, node), &like).unwrap();
+
+        let read = plan.read().unwrap();
+        let digest = read.digest();
+        read.write(Meddling { file: &file, bytes: b"old", done: true }).unwrap();
+        let changed = read.write(Meddling { file: &file, bytes: b"new", done: false });
+        assert!(
+            matches!(&changed, Err(StepError::Use { name, source }) if name == "copy" && source.to_string() == CHANGED),
+            "{changed:?}"
+        );
+        // Whatever is there now: what was read is in the digest.
+        assert_eq!(read.digest(), digest);
     }
 }

@@ -351,7 +351,8 @@ impl<'a> Build<'a> {
         if let Some(time) = self.options.source_date {
             plan.limit_times(time.seconds());
         }
-        let key = self.key(state, kind, &[plan.digest()?.to_string()]);
+        let plan = plan.read()?;
+        let key = self.key(state, kind, &[plan.digest().to_string()]);
         self.layer(state, step, key, |_| {
             let layer = self.store.add_layer(|sink| plan.write(sink))?;
             Ok(Some(layer))

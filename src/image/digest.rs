@@ -63,6 +63,32 @@ impl Digest {
     }
 }
 
+/// Hashes what is read through it.
+pub(crate) struct HashingReader<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R> HashingReader<R> {
+    /// Reads from `inner`.
+    pub(crate) fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    /// The digest of all that was read.
+    pub(crate) fn digest(self) -> Digest {
+        Digest::from_hash(self.hash)
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..got]);
+        Ok(got)
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{ALGORITHM}{}", self.hex())

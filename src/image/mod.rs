@@ -28,6 +28,7 @@ mod view;
 mod xattr;
 
 pub use cache::CacheError;
+pub(crate) use digest::HashingReader;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::DiskFormatError;
 pub use disk_file::{DiskError, open_disk};
