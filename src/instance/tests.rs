@@ -1,4 +1,6 @@
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::image::Image;
@@ -23,6 +25,18 @@ fn instances() -> (tempfile::TempDir, Instances) {
     (folder, instances)
 }
 
+/// The instance, of which this process has let go. A program that another test starts has a copy of its lock until it is executed.
+fn ended(instances: &Instances, text: &str) -> Instance {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = instances.find(text).unwrap();
+        if found.state != State::Running || Instant::now() > deadline {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn an_instance_runs_ends_and_is_found_again() {
     let (_folder, instances) = instances();
@@ -34,14 +48,14 @@ fn an_instance_runs_ends_and_is_found_again() {
     assert!(matches!(found.clone().start(), Err(InstanceError::Running { .. })));
     assert!(matches!(found.remove(&instances, false), Err(InstanceError::Running { .. })));
     running.finished(7);
-    let found = instances.find("0123").unwrap();
+    let found = ended(&instances, "0123");
     assert!(matches!(&found.state, State::Exited(Exit { code: 7, finished: Some(_) })), "{:?}", found.state);
     assert_eq!(found.record.spec.process.argv, ["/bin/sh"]);
     let again = found.start().unwrap();
     assert_eq!(again.spec().rootfs, Rootfs::Directory("/srv/x".into()));
     // As if it had been killed.
     drop(again);
-    let found = instances.find("web").unwrap();
+    let found = ended(&instances, "web");
     assert_eq!(found.state, State::Exited(Exit { code: 137, finished: None }));
     found.remove(&instances, false).unwrap();
     assert!(matches!(instances.find("web"), Err(InstanceError::Unknown(_))));
@@ -75,7 +89,7 @@ fn leftovers_are_swept_and_a_torn_end_is_none() {
     left.sort();
     assert_eq!(left, [".lock", "aa0000000000", "dd0000000000"]);
     fs::write(root.join("aa0000000000/exit"), "{\"code\":0,\"finished\":\"x\"}").unwrap();
-    assert_eq!(instances.find("aa").unwrap().state, State::Exited(Exit { code: 137, finished: None }));
+    assert_eq!(ended(&instances, "aa").state, State::Exited(Exit { code: 137, finished: None }));
     fs::write(root.join("aa0000000000/record.json"), "{").unwrap();
     assert!(matches!(instances.list(), Err(InstanceError::Damaged { .. })));
 }
