@@ -14,6 +14,8 @@ mod loads;
 #[path = "../harness/newc.rs"]
 mod newc;
 mod subject;
+#[path = "../harness/vmms.rs"]
+mod vmms;
 #[path = "../harness/world.rs"]
 mod world;
 

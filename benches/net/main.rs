@@ -15,6 +15,8 @@ mod loads;
 mod newc;
 mod peer;
 mod subject;
+#[path = "../harness/vmms.rs"]
+mod vmms;
 #[path = "../harness/world.rs"]
 mod world;
 
