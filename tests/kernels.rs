@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         cases.push(vm(&format!("kernel_{name}_inspected"), move || inspected(&kernel())));
     }
     cases.push(vm("kernel_unknown", kernel_unknown));
+    cases.push(vm("kernel_none", kernel_none));
     cases
 }
 
@@ -40,4 +41,11 @@ fn inspected(kernel: &Kernel) {
 fn kernel_unknown() {
     let amphi = Amphi::run(Isolation::Vm, ["true"]).with(["--kernel", "no-such-kernel"]);
     amphi.finish().expect_error(125, &["no-such-kernel"]);
+}
+
+/// What `amphi build` says too, which has no option for a kernel.
+fn kernel_none() {
+    let root = tempfile::tempdir().unwrap();
+    let amphi = Amphi::new(["--root", root.path().to_str().unwrap(), "run", "--rm", "builtin", "true"]);
+    amphi.finish().expect_error(125, &["amphi kernel install", "amphi run --kernel", "--isolation container"]);
 }

@@ -34,7 +34,7 @@ pub enum KernelError {
     },
     /// No kernel is installed.
     #[error(
-        "no guest kernel is installed: run `amphi kernel install` (the distribution's) or `amphi kernel build` (amphi's own), or name one with --kernel"
+        "no guest kernel is installed: run `amphi kernel install` (the distribution's) or `amphi kernel build` (amphi's own), name one with `amphi run --kernel`, or use --isolation container"
     )]
     NoneInstalled,
     /// No installed kernel has that name.
