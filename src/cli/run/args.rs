@@ -29,7 +29,7 @@ pub(super) enum IsolationChoice {
     override_usage = "amphi run [OPTIONS] IMAGE [--] [COMMAND [ARG...]]\n       \
                       amphi run [OPTIONS] --kernel FILE [--initrd FILE]",
     after_help = "IMAGE is a name such as alpine:3.20 or registry.example/app (in the store, else pulled), `oci:PATH[:NAME]`, \
-                  `docker-archive:FILE`, `builtin` (carried \
+                  `docker-archive:FILE`, `oci-archive:FILE`, `builtin` (carried \
                   inside amphi), `dir:PATH` (a root directory) or `disk:FILE` (a raw disk, vm only). Everything after IMAGE is the command's.\n\n\
                   The exit status is the command's own, 128 plus the number of the signal that ended it, 125 where \
                   amphi failed, 126 where the command cannot be executed, 127 where it is not found."
