@@ -10,7 +10,7 @@ use crate::wire::{Reader, Writer};
 
 /// The longest message behind its length, in bytes. The receiver gives up on a peer that announces a longer one.
 const MAX_MESSAGE: usize = 8 << 10;
-/// The longest text in a message, in bytes; a longer one is cut when it is sent.
+/// The longest text in a message, in bytes; a longer one is cut when it is sent, and when it arrives.
 const MAX_TEXT: usize = 4 << 10;
 
 /// What the guest tells the host. The host must not trust it.
@@ -112,6 +112,11 @@ fn cut(text: &[u8]) -> &[u8] {
     &text[..text.len().min(MAX_TEXT)]
 }
 
+/// As [`cut`], between two characters.
+fn cut_text(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
 impl sealed::Body for FromGuest {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer::default();
@@ -132,7 +137,7 @@ impl sealed::Body for FromGuest {
             }
             Self::Failed { what } => {
                 out.u8(4);
-                out.bytes(cut(what.as_bytes()));
+                out.bytes(cut_text(what).as_bytes());
             }
         }
         out.0
@@ -143,12 +148,13 @@ impl sealed::Body for FromGuest {
         let message = match tag {
             0 => Self::Ready,
             1 => Self::Exited { wait_status: reader.i32()? },
-            2 => Self::CommandNotFound { command: reader.bytes()?.to_vec() },
+            // Whoever sends longer texts than `to_bytes` does has them cut here.
+            2 => Self::CommandNotFound { command: cut(reader.bytes()?).to_vec() },
             3 => {
                 let errno = reader.i32()?;
-                Self::CommandNotExecutable { command: reader.bytes()?.to_vec(), errno }
+                Self::CommandNotExecutable { command: cut(reader.bytes()?).to_vec(), errno }
             }
-            4 => Self::Failed { what: String::from_utf8_lossy(reader.bytes()?).into_owned() },
+            4 => Self::Failed { what: String::from(cut_text(&String::from_utf8_lossy(reader.bytes()?))) },
             _ => return None,
         };
         reader.0.is_empty().then_some(message)
@@ -312,5 +318,26 @@ mod tests {
         decoder.push(&FromGuest::Failed { what: "é".repeat(40_000) }.encode());
         let Some(Ok(FromGuest::Failed { what })) = decoder.next() else { panic!("no message") };
         assert_eq!(what.len(), MAX_TEXT);
+    }
+
+    /// What is no UTF-8 becomes three times as long; what is longer than it is ever sent is cut; and then it is what it encodes to.
+    #[test]
+    fn texts_that_are_too_long_are_cut_where_they_arrive() {
+        let euros = "€".repeat(2000).into_bytes();
+        for (tag, text) in [(2, vec![b'x'; 8000]), (4, vec![0xff; 4000]), (4, vec![0xff; 8000]), (4, euros)] {
+            let mut contents = Writer::default();
+            contents.u8(tag);
+            contents.bytes(&text);
+            let bytes = [&u16::try_from(contents.0.len()).unwrap().to_le_bytes(), &contents.0[..]].concat();
+            let decode = |bytes: &[u8]| {
+                let mut decoder = Decoder::<FromGuest>::new();
+                decoder.push(bytes);
+                decoder.next().unwrap().unwrap()
+            };
+            let message = decode(&bytes);
+            let encoded = message.encode();
+            assert!(encoded.len() > MAX_TEXT && encoded.len() <= MAX_TEXT + 7, "{}", encoded.len());
+            assert_eq!(decode(&encoded), message);
+        }
     }
 }
