@@ -104,7 +104,14 @@ fn make(path: &Path, cache: &Path, size: MemorySize) -> Result<(), WritableDiskE
     let failed = |source| WritableDiskError::Use { path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("."));
     let new = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(failed)?;
-    copy_sparsely(&template, new.as_file()).map_err(failed)?;
+    if has_holes(&template) {
+        copy_sparsely(&template, new.as_file()).map_err(failed)?;
+    } else {
+        // On a file system that tells of no holes a copy would be as large as the disk: another one is sooner made.
+        let bytes = template.metadata().map_err(failed)?.size();
+        new.as_file().set_len(bytes).map_err(failed)?;
+        make_file_system(new.path(), bytes)?;
+    }
     new.persist(path).map_err(|error| failed(error.error)).map(drop)
 }
 
@@ -157,6 +164,12 @@ fn make_file_system(path: &Path, bytes: u64) -> Result<(), WritableDiskError> {
         return Err(WritableDiskError::Program { path: path.to_owned(), reason });
     }
     Err(WritableDiskError::NoProgram)
+}
+
+/// Whether the file is known to have a hole: each template has.
+fn has_holes(file: &File) -> bool {
+    let length = file.metadata().map(|metadata| metadata.size());
+    matches!((seek(file, SeekFrom::Hole(0)), length), (Ok(hole), Ok(length)) if hole < length)
 }
 
 /// Makes `to`, which is empty, the same as `from`, with holes where that has holes. Where the file system can, they share their blocks.
@@ -212,6 +225,11 @@ mod tests {
         assert_eq!(magic, *b"xx");
         make(&dir.path().join("small"), &cache, SMALLEST).unwrap();
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 2);
+        // As on a file system that tells of no holes.
+        fs::write(cache.join("ext4-1-16777216"), vec![0xff; 16 << 20]).unwrap();
+        make(&dir.path().join("another"), &cache, SMALLEST).unwrap();
+        File::open(dir.path().join("another")).unwrap().read_exact_at(&mut magic, 1080).unwrap();
+        assert_eq!(magic, *b"\x53\xef");
     }
 
     #[test]
